@@ -1,0 +1,113 @@
+"""The calibration set: known parameters, their data, and draws from the posterior of each; drawn once, read by every check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+
+from ..data.errors import ShapeError
+from ..data.results import SAMPLE, columns, draws_dataset, read_tree, tree, write_tree
+from ..data.variables import Arrays, Variables
+from ..estimators.base import Posterior, XLike
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Pairs (theta, x) from the joint distribution p(theta) p(x | theta), with draws from q(. | x) of each.
+
+    Attributes:
+        parameters: The parameters.
+        theta: The truth of each pair.
+        x: The data of each pair, all observables flattened.
+        draws: Posterior draws of each pair.
+        log_q_theta: log q(theta | x) of the truth.
+        log_q_draws: log q of the draws.
+    """
+
+    parameters: Variables
+    theta: Float[np.ndarray, "pair parameter"]
+    x: Float[np.ndarray, "pair feature"]
+    draws: Float[np.ndarray, "pair draw parameter"]
+    log_q_theta: Float[np.ndarray, "pair"]
+    log_q_draws: Float[np.ndarray, "pair draw"]
+
+    def __post_init__(self) -> None:
+        pairs, draws, parameters = self.draws.shape
+        shapes = {
+            "theta": (pairs, parameters),
+            "x": (pairs, *self.x.shape[1:]),
+            "log_q_theta": (pairs,),
+            "log_q_draws": (pairs, draws),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ShapeError(f"`{name}` must have shape {shape} to fit `draws`; got {getattr(self, name).shape}")
+        if pairs < 20 or draws < 20:
+            raise ShapeError(f"`draws` must hold at least 20 pairs of 20 draws to check anything; got {pairs} of {draws}")
+
+    @property
+    def pairs(self) -> int:
+        return len(self.theta)
+
+    @classmethod
+    def draw(cls, posterior: Posterior, theta: np.ndarray, x: XLike, *, draws: int = 1000, seed: int = 0) -> CalibrationSet:
+        """Draw from the posterior of every pair, in one vectorised pass.
+
+        Args:
+            posterior: The one to be checked.
+            theta: Truths from the prior, shape ``(pair, parameter)``, none of them seen in training.
+            x: One row per pair, simulated at ``theta``.
+            draws: How many draws per pair.
+            seed: Of the draws.
+        """
+        rows = posterior.observables.rows(x)
+        sampled, log_q_draws = posterior.sample_with_log_prob((draws,), rows, seed=seed)
+        log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], rows)[0]
+        return cls(
+            posterior.prior.variables,
+            np.asarray(theta, dtype=np.float64),
+            _flat(rows, posterior.observables),
+            sampled.cpu().numpy().swapaxes(0, 1),
+            log_q_theta.cpu().numpy(),
+            log_q_draws.cpu().numpy().T,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write as a DataTree in Zarr: ``posterior``, ``sample_stats``, ``truth`` and ``observed_data``."""
+        lp = xr.Dataset({"lp": (("observation", *SAMPLE), self.log_q_draws[:, None])})
+        truth = xr.Dataset(
+            {name: ("observation", values) for name, values in columns(self.parameters, self.theta).items()}
+        ).assign(lp=("observation", self.log_q_theta))
+        data = xr.Dataset({"x": (("observation", "feature"), self.x)})
+        posterior = draws_dataset(self.parameters, columns(self.parameters, self.draws))
+        groups = {"posterior": posterior, "sample_stats": lp, "truth": truth, "observed_data": data}
+        write_tree(tree(groups, {"parameters": self.parameters.to_json()}), path)
+
+    @classmethod
+    def load(cls, path: Path) -> CalibrationSet:
+        """Read what `save` wrote.
+
+        Raises:
+            MissingFileError: Nothing there.
+        """
+        found = read_tree(path)
+        parameters = Variables.from_json(found.attrs["parameters"])
+        posterior, truth = found["posterior"], found["truth"]
+        return cls(
+            parameters,
+            np.stack([truth[name].to_numpy() for name in parameters.names], -1),
+            found["observed_data"]["x"].to_numpy(),
+            np.stack([posterior[name].to_numpy()[:, 0] for name in parameters.names], -1),
+            truth["lp"].to_numpy(),
+            found["sample_stats"]["lp"].to_numpy()[:, 0],
+        )
+
+
+def _flat(rows: Arrays, observables: Variables) -> np.ndarray:
+    parts = [rows[v.name].reshape(-1, v.size) for v in observables]
+    return np.concatenate(parts, axis=1).astype(np.float64)

@@ -1,0 +1,1 @@
+"""Conditional densities, their training, and the posteriors made from them."""

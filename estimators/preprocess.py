@@ -1,0 +1,89 @@
+"""From x as simulated to features: a declared function per observable, then standardisation; both live in the model.
+
+What the network needs is thus in the weights: whoever loads a model gives x in its own units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.errors import NotFiniteError, ShapeError, did_you_mean
+from ..data.variables import Variable, Variables
+from .settings import XTransform
+
+FUNCTIONS: dict[XTransform, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "sqrt": torch.sqrt,
+    "arcsinh": torch.arcsinh,
+}
+
+
+def default_transform(variable: Variable) -> XTransform:
+    """log1p for counts, whose spread grows with their mean; identity for the rest."""
+    return "log1p" if variable.support.integer and variable.support.low >= 0 else "identity"
+
+
+class Preprocess(nn.Module):
+    """x by name → one standardised feature vector per row.
+
+    Args:
+        observables: What x consists of.
+        transforms: Observable → function; where not given, `default_transform`.
+        impute: Whether entries that are not finite become 0, the mean, instead of going on as NaN.
+
+    Raises:
+        ShapeError: A transform for an observable that is none.
+    """
+
+    def __init__(self, observables: Variables, transforms: Mapping[str, XTransform], *, impute: bool = False) -> None:
+        super().__init__()
+        for name in transforms:
+            if name not in observables.names:
+                raise ShapeError(f"`transforms` has no observable `{name}`; {did_you_mean(name, observables.names)}")
+        self.observables = observables
+        self.transforms = {v.name: transforms.get(v.name, default_transform(v)) for v in observables}
+        self.impute = impute
+        self.mean: Tensor
+        self.sd: Tensor
+        self.register_buffer("mean", torch.zeros(observables.size))
+        self.register_buffer("sd", torch.ones(observables.size))
+
+    @property
+    def features(self) -> int:
+        return self.observables.size
+
+    def fit(self, x: Mapping[str, Tensor]) -> None:
+        """Take mean and standard deviation of every entry from training rows. A constant entry becomes 0.
+
+        Raises:
+            NotFiniteError: A transform that does not fit its observable.
+        """
+        values = self._transformed(x).double()
+        finite = values.isfinite()
+        for variable, part in zip(self.observables, finite.split(self._sizes(), dim=1), strict=True):
+            if not part.all() and not self.impute:
+                raise NotFiniteError(
+                    f"`{variable.name}` is not finite after `{self.transforms[variable.name]}` in "
+                    f"{int((~part).any(1).sum())} of {len(part)} rows: choose another of {', '.join(FUNCTIONS)}"
+                )
+        count = finite.sum(0).clamp(min=1)
+        mean = values.where(finite, 0).sum(0) / count
+        sd = ((values - mean).where(finite, 0).square().sum(0) / count).sqrt()
+        self.mean.copy_(mean)
+        self.sd.copy_(torch.where(sd > 1e-7 * mean.abs(), sd, 1.0))
+
+    def forward(self, x: Mapping[str, Tensor]) -> Float[Tensor, "rows feature"]:
+        features = (self._transformed(x) - self.mean) / self.sd
+        return features.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if self.impute else features
+
+    def _transformed(self, x: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([FUNCTIONS[self.transforms[v.name]](x[v.name]).reshape(-1, v.size) for v in self.observables], 1)
+
+    def _sizes(self) -> list[int]:
+        return [variable.size for variable in self.observables]

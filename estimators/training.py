@@ -1,0 +1,237 @@
+"""Training: one thin Lightning module that owns optimisation, whatever the estimator.
+
+AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to zero, clipping of the
+gradient's norm, early stopping on the validation loss, best weights kept. After every epoch the whole state goes to
+``last.ckpt``; the order of rows depends on (seed, epoch) alone, so a run killed anywhere ends with the same losses.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from ..data.batch import Batch
+from ..data.errors import TrainingError
+from ..data.loaders import SimulationsDataModule
+from .base import Estimator
+from .settings import TrainingSettings
+
+EpochReport = Callable[[int, float, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where to train; cannot change what is trained beyond rounding."""
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    precision: str = "32-true"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Losses in nats per row, one of each per epoch."""
+
+    train: list[float]
+    validation: list[float]
+    seconds: float
+
+    @property
+    def best_epoch(self) -> int:
+        return min(range(len(self.validation)), key=self.validation.__getitem__)
+
+
+class TrainingModule(L.LightningModule):
+    """Steps, schedule and mean losses of an estimator."""
+
+    def __init__(self, estimator: Estimator, settings: TrainingSettings, steps: int) -> None:
+        super().__init__()
+        self.estimator = estimator
+        self.settings = settings
+        self.steps = steps
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def on_fit_start(self) -> None:
+        self.trainer.datamodule.to(self.device)  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.estimator.loss(batch).mean()
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch}, step {index}: "
+                "lower `learning_rate`, or declare a transform for an observable with extreme values"
+            )
+        self._sum, self._count = self._sum + loss.detach(), self._count + 1
+        return loss
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss of the epoch so far."""
+        return float(self._sum) / max(self._count, 1)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss", self.mean_loss)
+        self._sum, self._count = 0.0, 0
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.log("val_loss", self.estimator.loss(batch).mean().float(), batch_size=batch.rows, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        s = self.settings
+        optimizer = torch.optim.AdamW(self.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        warmup = max(1, round(s.warmup * self.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train_estimator(
+    estimator: Estimator,
+    train: Batch,
+    validation: Batch,
+    settings: TrainingSettings,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    hardware: Hardware | None = None,
+    on_epoch: EpochReport = lambda epoch, train_loss, val_loss: None,
+) -> History:
+    """Train in place and leave the best weights in ``estimator``.
+
+    Args:
+        estimator: Freshly made; its normalisation is fitted here.
+        train: Rows to learn from.
+        validation: Rows for the validation loss.
+        settings: Of the optimisation.
+        seed: Of the order of rows. Initial weights are the caller's.
+        folder: Where checkpoints and ``metrics.csv`` live; training continues from what is there. None keeps nothing.
+        hardware: Where to train.
+        on_epoch: Called with (epoch, training loss, validation loss) after every epoch.
+
+    Raises:
+        TrainingError: The loss is no number, or a checkpoint cannot be read.
+    """
+    hardware = hardware or Hardware()
+    estimator.fit_preprocess(train)
+    data = SimulationsDataModule(train, validation, batch_size=settings.batch_size, seed=seed)
+    module = TrainingModule(estimator, settings, settings.epochs * data.steps_per_epoch)
+    with ExitStack() as stack:
+        stack.enter_context(_threads(hardware.threads))
+        stack.enter_context(_quiet())
+        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        losses = _Losses(on_epoch)
+        trainer = _trainer(folder, settings, hardware, losses)
+        last = folder / "last.ckpt"
+        trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
+        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    estimator.load_state_dict({name.removeprefix("estimator."): value for name, value in best.items()})
+    estimator.cpu().eval()
+    return History(losses.train, losses.validation, losses.seconds)
+
+
+class _Losses(Callback):
+    """Losses of every epoch and the time spent, kept in the checkpoint."""
+
+    def __init__(self, report: EpochReport) -> None:
+        self.train: list[float] = []
+        self.validation: list[float] = []
+        self.seconds = 0.0
+        self._report = report
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.train.append(pl_module.mean_loss)  # type: ignore[arg-type]
+        self.validation.append(float(trainer.callback_metrics["val_loss"]))
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        self._report(trainer.current_epoch, self.train[-1], self.validation[-1])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train": self.train, "validation": self.validation, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
+        self.seconds = state_dict["seconds"]
+
+
+def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losses: _Losses) -> L.Trainer:
+    once: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
+    best = ModelCheckpoint(filename="best", monitor="val_loss", save_weights_only=True, **once)
+    last = ModelCheckpoint(filename="last", **once)
+    stop = EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
+    return L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        max_epochs=settings.epochs,
+        gradient_clip_val=settings.clip,
+        callbacks=[losses, stop, best, last],
+        logger=CSVLogger(folder, name="", version=""),
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _schedule(step: int, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _readable(checkpoint: Path) -> Path:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TrainingError(f"the checkpoint {checkpoint} cannot be read ({error}): remove it to train from the start") from error
+    return checkpoint
+
+
+class _threads:
+    """Use a given number of torch threads for a while: two on two busy cores can be ten times slower than one."""
+
+    def __init__(self, threads: int | None) -> None:
+        self.threads = threads or torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+class _quiet(warnings.catch_warnings):
+    """Silence Lightning's talk about hardware and loaders; its errors still come through."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        self.logger = logging.getLogger("lightning.pytorch")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+        for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*Experiment logs directory.*", ".*log_every_n_steps.*"):
+            warnings.filterwarnings("ignore", message=text)
+
+    def __exit__(self, *error: object) -> None:
+        self.logger.setLevel(self.level)
+        super().__exit__(*error)  # type: ignore[arg-type]

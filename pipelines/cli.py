@@ -1,0 +1,190 @@
+"""The command line. Exit codes: 0 done, 1 a bug, 2 bad input, 3 a check failed under ``--strict``, 130 interrupted."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .folder import RunFolder
+    from .job import Job
+
+BAD_INPUT, CHECK_FAILED, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="simfer",
+    help="Simulation-based inference: simulate, train, diagnose, infer, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped recipe.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set simulate.rows=20_000")
+]
+WorkdirOption = Annotated[Path | None, typer.Option("--workdir", metavar="DIR", help="The run folder; runs/NAME by default.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 3 when a check fails.")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    to: Annotated[str, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")] = "report",
+    sets: SetOption = None,
+    workdir: WorkdirOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """Do the whole job; what is done already is not done again."""
+    from ..data.errors import ConfigError, did_you_mean
+    from .stages import STAGES
+
+    if to not in STAGES:
+        raise ConfigError(f"`--to`: unknown stage `{to}`; {did_you_mean(to, STAGES)}")
+    names = list(STAGES)
+    _execute(config, names[: names.index(to) + 1], sets, workdir, strict)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(
+        config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None, strict: StrictOption = False
+    ) -> None:
+        _execute(config, [name], sets, workdir, strict)
+
+    app.command(name, help=f"{text}, and what that needs.")(command)
+
+
+for _name, _text in {
+    "simulate": "Fill the store of simulations",
+    "train": "Train the estimator",
+    "diagnose": "Check the trained posterior",
+    "infer": "Infer the observation's posterior",
+    "report": "Write summary.json and report.html",
+}.items():
+    _stage_command(_name, _text)
+
+
+@app.command()
+def plan(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None) -> None:
+    """Say what `run` would do, how much and for how long; do nothing."""
+    from .tables import show_plan
+
+    job, folder = _job(config, sets, workdir)
+    show_plan(job, folder)
+
+
+@app.command()
+def status(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Say how far a run has come."""
+    from .tables import show_status
+
+    show_status(run_folder)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(metavar="simulators|estimators|checks|recipes")]) -> None:
+    """List what can be named in a configuration."""
+    from .tables import show_list
+
+    show_list(what)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A simulator, estimator, check or recipe.")]) -> None:
+    """Describe one simulator, estimator, check or recipe."""
+    from .tables import show_one
+
+    show_one(name)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    import json
+
+    from .config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, turning errors into one message and an exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing is lost; the same command continues", INTERRUPTED)
+    except OSError as error:
+        _fail(_operating_system(error), BAD_INPUT)
+    except Exception as error:
+        from ..data.errors import ConfigError, SimferError
+
+        if not isinstance(error, SimferError):
+            raise
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        _fail("\n".join(problems), BAD_INPUT)
+
+
+def _operating_system(error: OSError) -> str:
+    from ..data.errors import SimferError
+
+    if isinstance(error, SimferError):
+        return str(error)
+    remedy = "free some space and run the same command again" if error.errno == errno.ENOSPC else "mend that and run the same command again"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}: {remedy}; what is done is kept"
+
+
+def _fail(text: str, code: int) -> None:
+    for line in text.splitlines():
+        typer.echo(f"simfer: {line}", err=True)
+    sys.exit(code)
+
+
+def _job(config: str, sets: list[str] | None, workdir: Path | None) -> tuple[Job, RunFolder]:
+    from ..data.errors import ConfigError
+    from .engine import workdir_of
+    from .job import make_job
+    from .yaml_file import parse_value, read_source
+
+    source = read_source(config)
+    for item in sets or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"`--set` needs KEY=VALUE; got {item!r}")
+        source.override(key, parse_value(value))
+    job = make_job(source)
+    return job, workdir_of(job, workdir)
+
+
+def _execute(config: str, stages: list[str], sets: list[str] | None, workdir: Path | None, strict: bool) -> None:
+    from rich.console import Console
+
+    from .engine import execute
+    from .progress import Reporter
+    from .tables import failed_checks, show_outcome
+
+    job, folder = _job(config, sets, workdir)
+    execute(job, folder, stages, Reporter(Console()))
+    if "report" in stages:
+        show_outcome(folder)
+    if strict and failed_checks(folder):
+        sys.exit(CHECK_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The configuration: one YAML file, validated; every mistake is named with file, line, key and what would be right."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from ..estimators.settings import DensitySettings, EstimatorSettings, Settings, TrainingSettings
+
+
+class SimulatorConfig(Settings):
+    """The forward model.
+
+    Attributes:
+        name: A registered simulator, ``module:Class`` or ``file.py:Class``.
+        arguments: Of its constructor.
+    """
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class SimulateConfig(Settings):
+    """The training set.
+
+    Attributes:
+        rows: How many simulations, those held out for validation and diagnosis included.
+        on_invalid: Rows that raise or are not finite: ``mask`` leaves them out, ``fail`` stops, ``impute`` keeps those
+            that are not finite, with the mean in place of what is missing.
+    """
+
+    rows: PositiveInt = 10_000
+    on_invalid: Literal["mask", "fail", "impute"] = "mask"
+
+
+class TrainConfig(DensitySettings, TrainingSettings):
+    """The estimator and its optimisation."""
+
+    def estimator(self, *, impute: bool) -> EstimatorSettings:
+        return EstimatorSettings(**{name: getattr(self, name) for name in DensitySettings.model_fields}, impute=impute)
+
+    def training(self) -> TrainingSettings:
+        return TrainingSettings(**{name: getattr(self, name) for name in TrainingSettings.model_fields})
+
+
+class CheckConfig(Settings):
+    """One check and its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DiagnoseConfig(Settings):
+    """Which checks, on how many pairs. A bare list in YAML is the list of checks.
+
+    Attributes:
+        checks: Names, or a name with options: ``{tarp: {noise: 0.3}}``.
+        pairs: Simulations held out from training to be checked on; a tenth of all, at most 1,000, when not given.
+        draws: Posterior draws per pair.
+    """
+
+    checks: tuple[CheckConfig, ...] = tuple(CheckConfig(name=name) for name in ("sbc", "coverage", "tarp"))
+    pairs: int | None = Field(None, ge=20)
+    draws: int = Field(1000, ge=20)
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _short_forms(cls, checks: Any) -> Any:
+        return [_check(item) for item in checks] if isinstance(checks, list | tuple) else checks
+
+
+class InferConfig(Settings):
+    """The posterior of the observation.
+
+    Attributes:
+        draws: How many draws.
+        predictive: How many replicated data sets for the posterior predictive check; 0 for none.
+    """
+
+    draws: PositiveInt = 10_000
+    predictive: NonNegativeInt = 1000
+
+
+class LocalConfig(Settings):
+    """What cannot change results: where and how fast things run. Not part of any fingerprint.
+
+    Attributes:
+        executor: ``inline`` simulates in this process, ``processes`` in several.
+        workers: How many processes.
+        accelerator: Of the Lightning Trainer.
+        devices: Of the Lightning Trainer.
+        precision: Of the Lightning Trainer.
+        threads: torch threads; one is best for small networks on few cores.
+    """
+
+    executor: Literal["inline", "processes"] = "inline"
+    workers: PositiveInt = 2
+    accelerator: str = "auto"
+    devices: PositiveInt | Literal["auto"] = 1
+    precision: str = "32-true"
+    threads: PositiveInt = 1
+
+
+class Config(Settings):
+    """One run, complete.
+
+    Attributes:
+        name: Of the run and its folder.
+        seed: Root of all randomness.
+        simulator: The forward model; a bare string is its name.
+        prior: Parameter → distribution, overriding the simulator's: ``{dist: Uniform, low: 0, high: 1}``.
+        observation: Shipped data by name, a file, or ``{values: {observable: numbers}}``; none, and nothing is inferred.
+        simulate: The training set.
+        train: The estimator.
+        diagnose: The checks.
+        infer: The posterior of the observation.
+        local: Where things run.
+    """
+
+    name: str = Field("run", pattern=r"^[\w.-]+$")
+    seed: NonNegativeInt = 0
+    simulator: SimulatorConfig
+    prior: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    observation: str | dict[str, Any] | None = None
+    simulate: SimulateConfig = SimulateConfig()
+    train: TrainConfig = TrainConfig()
+    diagnose: DiagnoseConfig = DiagnoseConfig()
+    infer: InferConfig = InferConfig()
+    local: LocalConfig = LocalConfig()
+
+    @field_validator("simulator", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("diagnose", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return {"checks": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _enough_rows(self) -> Config:
+        if self.simulate.rows < self.pairs + 2:
+            raise ValueError(
+                f"`simulate.rows` ({self.simulate.rows}) must exceed the {self.pairs} pairs held out by `diagnose.pairs` by 2 at least"
+            )
+        return self
+
+    @property
+    def pairs(self) -> int:
+        """Rows held out for the checks."""
+        if not self.diagnose.checks:
+            return 0
+        return self.diagnose.pairs if self.diagnose.pairs is not None else max(20, min(1000, self.simulate.rows // 10))
+
+
+def _check(item: Any) -> Any:
+    if isinstance(item, str):
+        return {"name": item}
+    if isinstance(item, dict) and len(item) == 1 and "name" not in item:
+        ((name, options),) = item.items()
+        return {"name": name, "options": options or {}}
+    return item

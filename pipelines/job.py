@@ -1,0 +1,160 @@
+"""A job: a configuration whose names have become objects, checked against each other before anything runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import registry
+from ..data.errors import ConfigError, SimferError, did_you_mean
+from ..data.observations import read_observation
+from ..data.variables import Arrays
+from ..diagnostics.base import Check
+from ..estimators.preprocess import Preprocess
+from ..simulators.base import Simulator
+from ..simulators.campaign import Reference
+from ..simulators.prior import Prior
+from .config import CheckConfig, Config
+from .yaml_file import Source, validate
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a run needs.
+
+    Attributes:
+        config: Validated.
+        simulator: The forward model.
+        reference: The same by name, for other processes; None when it was given as an object.
+        prior: With the configuration's overrides.
+        observation: Observable → array, or None.
+        checks: Those to run.
+    """
+
+    config: Config
+    simulator: Simulator
+    reference: Reference | None
+    prior: Prior
+    observation: Arrays | None
+    checks: tuple[Check, ...]
+
+
+def make_job(source: Source, simulator: Simulator | None = None) -> Job:
+    """Validate a configuration and resolve its names.
+
+    Args:
+        source: As written.
+        simulator: Takes the place of ``simulator:``, for notebooks.
+
+    Raises:
+        ConfigError: With every mistake that was found.
+    """
+    if simulator is not None:
+        kind = type(simulator)
+        source.values["simulator"] = f"{kind.__module__}:{kind.__qualname__}"
+    config, problems = validate(source)
+    reference = None if simulator else Reference(config.simulator.name, json.dumps(config.simulator.arguments), source.folder)
+    found = Problems(source, problems)
+    with found.at("simulator"):
+        simulator = simulator or _load(reference)
+    with found.at("train", "method"):
+        _require_estimator(config.train.method)
+    checks = tuple(c for i, item in enumerate(config.diagnose.checks) if (c := _check(item, i, found)))
+    if simulator is None:
+        raise ConfigError(found.problems)
+    prior = _prior(simulator, config, found)
+    with found.at("train", "transforms"):
+        Preprocess(simulator.observables, config.train.transforms)
+    observation = None
+    with found.at("observation"):
+        observation = _observation(config.observation, simulator, source.folder)
+    if found.problems:
+        raise ConfigError(found.problems)
+    config = _absolute(config, source.folder)
+    return Job(config, simulator, reference, prior, observation, checks)
+
+
+class Problems:
+    """Collects mistakes: what raises a `SimferError` inside ``with problems.at(key)`` becomes a message of that key."""
+
+    def __init__(self, source: Source, problems: list[str]) -> None:
+        self.source = source
+        self.problems = problems
+        self._location: tuple[Any, ...] = ()
+
+    def at(self, *location: Any) -> Problems:
+        self._location = location
+        return self
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, SimferError):
+            return False
+        self.problems.append(self.source.problem(self._location, str(error)))
+        return True
+
+
+def _load(reference: Reference | None) -> Simulator:
+    assert reference is not None  # there is one whenever no object was given
+    return reference.load()
+
+
+def _require_estimator(method: str) -> None:
+    known = registry.names("estimators")
+    if method not in known:
+        raise ConfigError(f"unknown estimator `{method}`; {did_you_mean(method, known)}")
+
+
+def _check(item: CheckConfig, index: int, found: Problems) -> Check | None:
+    with found.at("diagnose", "checks", index, item.name):
+        kind = registry.resolve("checks", item.name)
+        fields = list(getattr(kind, "__dataclass_fields__", {}))
+        for key in item.options:
+            if key not in fields:
+                raise ConfigError(f"unknown option `{key}`; {did_you_mean(key, fields)}")
+        check: Check = kind(**item.options)
+        return check
+    return None
+
+
+def _prior(simulator: Simulator, config: Config, found: Problems) -> Prior:
+    prior = simulator.prior
+    for name, described in config.prior.items():
+        with found.at("prior", name):
+            prior = prior.replace({name: described})
+    return prior
+
+
+def _observation(given: str | dict[str, Any] | None, simulator: Simulator, folder: Path) -> Arrays | None:
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        if set(given) != {"values"}:
+            raise ConfigError(f"must be a name, a file, or `values:` alone; got keys {', '.join(given) or 'none'}")
+        return read_observation(_values(given["values"], simulator), simulator.observables)
+    shipped: dict[str, Any] = getattr(simulator, "observations", {})
+    if given in shipped:
+        return read_observation(shipped[given], simulator.observables)
+    path = folder / given
+    if not path.suffix and not path.exists():
+        raise ConfigError(f"no file and no shipped observation `{given}`; {did_you_mean(given, shipped)}")
+    return read_observation(path, simulator.observables)
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    """The same configuration with paths that hold from anywhere."""
+    where, _, attribute = config.simulator.name.rpartition(":")
+    if where.endswith(".py"):
+        name = f"{(folder / where).resolve()}:{attribute}"
+        config = config.model_copy(update={"simulator": config.simulator.model_copy(update={"name": name})})
+    if isinstance(config.observation, str) and (folder / config.observation).exists():
+        config = config.model_copy(update={"observation": str((folder / config.observation).resolve())})
+    return config
+
+
+def _values(values: Any, simulator: Simulator) -> dict[str, Any]:
+    return values if isinstance(values, dict) else {simulator.observables.names[0]: values}

@@ -1,0 +1,239 @@
+"""The five stages of a run: what each reads, makes and reports. What decides whether one runs is in `engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.errors import SimulatorError
+from ..data.store import SimulationStore
+from ..data.variables import Arrays
+from ..simulators.campaign import identity, simulate
+from .config import Config
+from .folder import RunFolder
+from .job import Job
+from .progress import Reporter
+
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: As on the command line.
+        needs: Stages whose outputs it reads.
+        outputs: What it makes in the run folder, all of it.
+        precious: Whether outdated outputs are set aside rather than removed.
+        inputs: The part of the job that decides what it makes, as JSON.
+        run: Makes the outputs, going on from whatever part of them is there; returns numbers for ``summary.json``.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    precious: bool
+    inputs: Callable[[Job], dict[str, Any]]
+    run: Callable[[Job, RunFolder, Reporter], Numbers]
+
+
+def _simulate_inputs(job: Job) -> dict[str, Any]:
+    return {**identity(job.simulator, job.prior, job.config.seed), "rows": job.config.simulate.rows}
+
+
+def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from .executors import make_executor
+
+    config = job.config
+    with reporter.bar("simulate", config.simulate.rows, "rows") as meter:
+        advance = _first_is_skipped(meter.skip, meter)
+        store = simulate(
+            job.simulator,
+            config.simulate.rows,
+            folder / "simulations.zarr",
+            seed=config.seed,
+            prior=job.prior,
+            executor=make_executor(config.local),
+            on_invalid=config.simulate.on_invalid,
+            reference=job.reference,
+            progress=advance,
+        )
+    return {"rows": store.rows, **{f"rows_{name}": n for name, n in store.counts().items()}}
+
+
+def _first_is_skipped(skip: Callable[[int], None], advance: Callable[[int], None]) -> Callable[[int], None]:
+    """A campaign first reports what was there before it began."""
+    first = True
+
+    def report(rows: int) -> None:
+        nonlocal first
+        (skip if first else advance)(rows)
+        first = False
+
+    return report
+
+
+def _train_inputs(job: Job) -> dict[str, Any]:
+    config = job.config
+    return {
+        "train": config.train.model_dump(mode="json"),
+        "on_invalid": config.simulate.on_invalid,
+        "pairs": config.pairs,
+        "seed": config.seed,
+    }
+
+
+def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from ..data.loaders import valid_rows
+    from ..estimators.train import train
+    from ..estimators.training import Hardware
+
+    config, local = job.config, job.config.local
+    store = SimulationStore.open(folder / "simulations.zarr")
+    _refuse_invalid(store, config)
+    theta, x = valid_rows(store, slice(0, store.rows - config.pairs), impute=config.simulate.on_invalid == "impute")
+    with reporter.bar("train", config.train.epochs, "epochs") as meter:
+        model = train(
+            theta,
+            x,
+            job.prior,
+            estimator=config.train.estimator(impute=config.simulate.on_invalid == "impute"),
+            training=config.train.training(),
+            observables=job.simulator.observables,
+            seed=config.seed,
+            folder=folder / "checkpoints",
+            hardware=Hardware(local.accelerator, local.devices, local.precision, local.threads),
+            on_epoch=lambda epoch, train_loss, val_loss: meter(
+                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
+            ),
+        )
+    model.save(folder / "model")
+    facts = model.facts
+    best = facts["loss"]["best_epoch"]
+    return {
+        "epochs": len(facts["loss"]["train"]),
+        "best_epoch": best + 1,
+        "validation_loss": facts["loss"]["validation"][best],
+        "training_loss": facts["loss"]["train"][best],
+        "rows_train": facts["rows"]["train"],
+        "rows_validation": facts["rows"]["validation"],
+        "weights": facts["weights"],
+        "transforms": facts["transforms"],
+    }
+
+
+def _refuse_invalid(store: SimulationStore, config: Config) -> None:
+    counts = store.counts()
+    bad = counts["invalid"] + counts["failed"] + counts["timeout"]
+    if bad and config.simulate.on_invalid == "fail":
+        raise SimulatorError(f"{bad} of {store.rows} simulations are unusable and `simulate.on_invalid` is `fail`: use `mask`")
+
+
+def _diagnose_inputs(job: Job) -> dict[str, Any]:
+    config = job.config
+    return {
+        "checks": [{"name": check.name, **asdict(check)} for check in job.checks],  # type: ignore[call-overload]
+        "draws": config.diagnose.draws,
+        "pairs": config.pairs,
+        "seed": config.seed,
+    }
+
+
+def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from ..data.loaders import valid_rows
+    from ..diagnostics.calibration import CalibrationSet
+    from ..estimators.model import load_model
+
+    config = job.config
+    if not job.checks:
+        return {}
+    store = SimulationStore.open(folder / "simulations.zarr")
+    theta, x = valid_rows(store, slice(store.rows - config.pairs, store.rows), impute=config.simulate.on_invalid == "impute")
+    model = load_model(folder / "model")
+    calibration = CalibrationSet.draw(model.posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
+    calibration.save(folder / "calibration.zarr")
+    results = [check(calibration) for check in job.checks]
+    for result in results:
+        reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
+    return {"pairs": calibration.pairs, "checks": {result.name: result.to_json() for result in results}}
+
+
+def _infer_inputs(job: Job) -> dict[str, Any]:
+    observed = job.observation or {}
+    return {
+        "observation": {name: values.tolist() for name, values in observed.items()},
+        "infer": job.config.infer.model_dump(mode="json"),
+        "seed": job.config.seed,
+    }
+
+
+def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from ..data.results import columns, data_dataset, draws_dataset, tree, write_tree
+    from ..diagnostics.predictive import predictive_check, replicate
+    from ..estimators.model import load_model
+
+    if job.observation is None:
+        reporter.say("infer: nothing to do, the configuration has no `observation`")
+        return {}
+    config, observables, parameters = job.config, job.simulator.observables, job.prior.variables
+    posterior = load_model(folder / "model").posterior
+    draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
+    theta = draws[:, 0].numpy()
+    prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 2)))
+    groups = {
+        "posterior": draws_dataset(parameters, columns(parameters, theta)),
+        "prior": draws_dataset(parameters, columns(parameters, prior)),
+        "sample_stats": _log_probs(lp[:, 0].numpy()),
+        "observed_data": data_dataset(observables, job.observation),
+    }
+    numbers: Numbers = {"posterior": summarise(theta, parameters.names)}
+    if config.infer.predictive:
+        replicates = replicate(job.simulator, theta[: config.infer.predictive], config.seed)
+        groups["posterior_predictive"] = draws_dataset(observables, replicates)
+        result = predictive_check(replicates, job.observation, observables)
+        reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
+        numbers["checks"] = {result.name: result.to_json()}
+    write_tree(tree(groups, {"run": config.name}), folder / "posterior.zarr")
+    return numbers
+
+
+def _log_probs(values: np.ndarray) -> Any:
+    import xarray as xr
+
+    return xr.Dataset({"lp": (("chain", "draw"), values[None])})
+
+
+def summarise(theta: np.ndarray, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Mean, sd and quantiles of every parameter."""
+    levels = {"q05": 0.05, "q10": 0.1, "median": 0.5, "q90": 0.9, "q95": 0.95}
+    quantiles: Arrays = {key: np.quantile(theta, level, axis=0) for key, level in levels.items()}
+    columns = {"mean": theta.mean(0), "sd": theta.std(0), **quantiles}
+    return {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(names)}
+
+
+def _report_inputs(job: Job) -> dict[str, Any]:
+    return {"name": job.config.name}
+
+
+def _report(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from .report import write_report, write_summary
+
+    write_summary(job, folder)
+    write_report(job, folder)
+    return {}
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("simulate", (), ("simulations.zarr",), True, _simulate_inputs, _simulate),
+        Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train),
+        Stage("diagnose", ("simulate", "train"), ("calibration.zarr",), False, _diagnose_inputs, _diagnose),
+        Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
+        Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),
+    )
+}

@@ -1,0 +1,224 @@
+"""What the command line prints: plans, status, lists, outcomes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..data import registry
+from ..data.errors import MissingFileError, SimferError, UnknownNameError, did_you_mean
+from ..data.store import SimulationStore
+from ..simulators.base import Simulator, simulate_checked
+from ..simulators.campaign import Reference
+from .engine import Step, plan
+from .folder import RunFolder
+from .job import Job
+from .report import posterior_rows
+from .stages import STAGES
+from .yaml_file import RECIPES, recipes
+
+console = Console()
+
+
+def show_outcome(folder: RunFolder) -> None:
+    """The posterior table, the verdict of every check, and where the report is."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["posterior"]:
+        _table("Posterior", ("parameter", "mean", "sd", "median", "90 % interval"), posterior_rows(summary))
+    verdicts = [
+        (name, f"[{'green' if c['verdict'] == 'pass' else 'red'}]{c['verdict']}[/]", c["finding"])
+        for name, c in summary["checks"].items()
+    ]
+    _table("Checks", ("check", "verdict", "finding"), verdicts)
+    for check in summary["checks"].values():
+        if check["verdict"] == "fail":
+            console.print(f"{check['title']}: {check['advice']}", markup=False, highlight=False)
+    seconds = {name: stage["seconds"] for name, stage in summary["stages"].items()}
+    report = folder.done("report")
+    seconds["report"] = report.seconds if report else 0.0
+    split = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    console.print(f"Time: {split}", highlight=False)
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def failed_checks(folder: RunFolder) -> list[str]:
+    """Names of checks that failed, from the markers of the stages that ran them."""
+    markers = [folder.done(name) for name in ("diagnose", "infer")]
+    found = {name: c for marker in markers if marker for name, c in marker.numbers.get("checks", {}).items()}
+    return [name for name, check in found.items() if check["verdict"] == "fail"]
+
+
+def show_plan(job: Job, folder: RunFolder) -> None:
+    """Stages with what would happen to each, rows, bytes and a guess of the time."""
+    sizes, seconds = _sizes(job), _guesses(job)
+    rows = []
+    for step in plan(job, folder, list(STAGES)):
+        name = step.stage.name
+        busy = step.action not in ("skip", "restore")
+        rows.append((name, step.action, _why(step), sizes.get(name, ""), seconds.get(name, "") if busy else ""))
+    _table(f"Plan for {folder.path}", ("stage", "action", "why", "size", "time, about"), rows)
+
+
+def show_status(path: Path) -> None:
+    """Stages that are done, begun or not begun, and how full the store is.
+
+    Raises:
+        MissingFileError: No run folder.
+    """
+    folder = RunFolder(path)
+    if not (folder / "config.yaml").is_file():
+        raise MissingFileError(f"no run at {path}: a run folder has `config.yaml`")
+    rows = []
+    for name in STAGES:
+        done, started = folder.done(name), folder.started(name)
+        state = "done" if done else "begun" if started else "not begun"
+        rows.append((name, state, f"{done.seconds:.1f} s" if done else ""))
+    _table(f"Run {path}", ("stage", "state", "time"), rows)
+    if (folder / "simulations.zarr").exists():
+        counts = SimulationStore.open(folder / "simulations.zarr").counts()
+        console.print("Simulations: " + ", ".join(f"{n:,} {name}" for name, n in counts.items() if n), highlight=False)
+
+
+def show_list(what: str) -> None:
+    """Names of one kind, one a line, each with its first line of documentation.
+
+    Raises:
+        UnknownNameError: No such kind.
+    """
+    kinds = (*registry.GROUPS, "recipes")
+    if what not in kinds:
+        raise UnknownNameError(f"unknown kind `{what}`; {did_you_mean(what, kinds)}")
+    if what == "recipes":
+        _table("", ("recipe", "what"), [(name, _recipe_text(name).splitlines()[0].lstrip("# ")) for name in recipes()])
+        return
+    _table("", (what[:-1], "what"), [(name, _first_line(what, name)) for name in registry.names(what)])
+
+
+def show_one(name: str) -> None:
+    """Everything a user needs to know of one name.
+
+    Raises:
+        UnknownNameError: Nothing has that name.
+    """
+    homes = [group for group in registry.GROUPS if name in registry.names(group)]
+    found = False
+    for group in homes:
+        found = True
+        thing = registry.resolve(group, name)
+        console.print(f"{group[:-1]} {name}", style="bold", highlight=False)
+        module = inspect.getmodule(thing)
+        console.print(inspect.cleandoc((module and module.__doc__) or ""), markup=False, highlight=False)
+        if group == "simulators":
+            _show_simulator(Reference(name).load())
+    if name in recipes():
+        found = True
+        console.print(f"recipe {name}", style="bold", highlight=False)
+        console.print(_recipe_text(name), markup=False, highlight=False)
+    if not found:
+        known = [other for group in registry.GROUPS for other in registry.names(group)] + recipes()
+        raise UnknownNameError(f"nothing is called `{name}`; {did_you_mean(name, known)}")
+
+
+def _show_simulator(simulator: Simulator) -> None:
+    prior = simulator.prior.to_json()
+    parameters = [(n, item["dist"], ", ".join(f"{k} = {v:g}" for k, v in item.items() if isinstance(v, float)), item["units"]) for n, item in prior.items()]
+    _table("Parameters", ("name", "prior", "arguments", "units"), parameters)
+    observables = [(v.name, str(v.shape), v.dtype, v.units) for v in simulator.observables]
+    _table("Observables", ("name", "shape", "dtype", "units"), observables)
+    shipped = ", ".join(getattr(simulator, "observations", {})) or "none"
+    console.print(f"Observations shipped: {shipped}", highlight=False)
+
+
+def _why(step: Step) -> str:
+    texts = {"skip": "up to date", "run": "not begun", "resume": "interrupted", "restore": "was set aside"}
+    return texts.get(step.action) or "; ".join(step.changes)
+
+
+def _sizes(job: Job) -> dict[str, str]:
+    config = job.config
+    row = 8 * job.prior.dim + sum(v.size * np.dtype(v.dtype).itemsize for v in job.simulator.observables)
+    draws = config.pairs * config.diagnose.draws
+    return {
+        "simulate": f"{config.simulate.rows:,} rows, {_bytes(config.simulate.rows * row)} before compression",
+        "train": f"{config.simulate.rows - config.pairs:,} rows, at most {config.train.epochs} epochs",
+        "diagnose": f"{draws:,} draws, {_bytes(draws * 8 * (job.prior.dim + 1))}",
+        "infer": f"{config.infer.draws:,} draws",
+    }
+
+
+def _guesses(job: Job) -> dict[str, str]:
+    """Seconds of the long stages, from a few rows and a few steps."""
+    config = job.config
+    rng = np.random.default_rng(0)
+    rows = min(100, config.simulate.rows)
+    try:
+        started = time.perf_counter()
+        theta = job.prior.sample(rows, rng)
+        x = simulate_checked(job.simulator, theta, rng)
+        simulate = (time.perf_counter() - started) / rows * config.simulate.rows
+    except Exception as error:  # the simulator's own; `run` will tell it in full
+        return {"simulate": f"unknown: {type(error).__name__}"}
+    workers = config.local.workers if config.local.executor == "processes" else 1
+    return {"simulate": _duration(simulate / workers), "train": "at most " + _duration(_training_guess(job, theta, x))}
+
+
+def _training_guess(job: Job, theta: np.ndarray, x: dict[str, np.ndarray]) -> float:
+    import torch
+
+    from ..data.loaders import as_batch
+    from ..estimators.model import build_estimator
+
+    config = job.config
+    train = config.train
+    estimator = build_estimator(job.prior, job.simulator.observables, train.estimator(impute=True))
+    some = as_batch(theta, x)
+    estimator.fit_preprocess(some)
+    batch = some.select(torch.arange(train.batch_size) % some.rows)
+    for repeat in range(4):
+        if repeat == 1:
+            started = time.perf_counter()
+        estimator.loss(batch).mean().backward()
+    steps = (config.simulate.rows - config.pairs) * (1 - train.validation) / train.batch_size
+    return (time.perf_counter() - started) / 3 * steps * train.epochs
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _first_line(group: str, name: str) -> str:
+    try:
+        module = inspect.getmodule(registry.resolve(group, name))
+    except (ImportError, SimferError) as error:  # a broken plugin hurts only whoever asks for it
+        return f"cannot be imported: {error}"
+    return ((module and module.__doc__) or "").strip().splitlines()[0] if module and module.__doc__ else ""
+
+
+def _recipe_text(name: str) -> str:
+    return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    console.print(table)

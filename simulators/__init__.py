@@ -1,0 +1,1 @@
+"""Forward models, priors, and campaigns that fill a store."""

@@ -1,0 +1,104 @@
+"""The contract of a simulator, and the one place where simfer calls it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..data.errors import ContractError
+from ..data.files import fingerprint
+from ..data.variables import Arrays, Variables
+from .prior import Prior
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """A forward model that takes a whole batch of parameters at once.
+
+    Attributes:
+        prior: The joint prior of its parameters.
+        observables: Names, shapes, dtypes, units and support of what it returns.
+
+    A simulator may have, besides: ``observations``, a mapping from a name to shipped data in the form of one row of
+    ``x``; ``version``, a string; and whatever arguments it was made with as plain attributes.
+    """
+
+    prior: Prior
+    observables: Variables
+
+    def simulate(
+        self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Simulate one row of x for each row of theta.
+
+        Args:
+            theta: Parameters in the order of ``prior.names``, shape ``(rows, parameter)``, float64.
+            rng: The only source of randomness: the same generator gives the same x.
+            context: Known nuisance, one row per row of theta; None where the simulator has none.
+
+        Returns:
+            Name of an observable → array of shape ``(rows, *shape)``, row i from ``theta[i]`` alone. A row that
+            could not be simulated is NaN.
+        """
+        ...
+
+
+def simulate_checked(simulator: Simulator, theta: np.ndarray, rng: np.random.Generator) -> Arrays:
+    """Simulate and hold the simulator to its contract.
+
+    Raises:
+        ContractError: Wrong names, number of rows, shapes or dtypes.
+    """
+    x = simulator.simulate(theta, rng)
+    name = type(simulator).__name__
+    if not isinstance(x, dict) or set(x) != set(simulator.observables.names):
+        got = ", ".join(map(str, x)) if isinstance(x, dict) else type(x).__name__
+        raise ContractError(
+            f"`{name}.simulate` must return a dict with exactly {', '.join(simulator.observables.names)}; got {got}"
+        )
+    return {v.name: _checked(name, v.name, (len(theta), *v.shape), v.dtype, x[v.name]) for v in simulator.observables}
+
+
+def _checked(simulator: str, name: str, shape: tuple[int, ...], dtype: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ContractError(f"`{simulator}.simulate` must return numbers as `{name}`; got dtype {array.dtype}")
+    if array.shape[:1] != shape[:1]:
+        raise ContractError(
+            f"`{simulator}.simulate` must return one row of `{name}` for each of the {shape[0]} rows of theta; "
+            f"got {array.shape[0] if array.ndim else 'a single number'}"
+        )
+    if array.shape != shape:
+        raise ContractError(
+            f"`{simulator}.simulate` must return `{name}` of shape {shape[1:]} per row, as its observables say; "
+            f"got {array.shape[1:]}"
+        )
+    return array.astype(dtype, copy=False)
+
+
+def describe(simulator: Simulator) -> dict[str, Any]:
+    """What tells one simulator from another: class, version, arguments and a hash of its source."""
+    kind = type(simulator)
+    arguments = {
+        key: value
+        for key, value in sorted(vars(simulator).items())
+        if not key.startswith("_") and isinstance(value, bool | int | float | str | list | tuple)
+    }
+    return {
+        "class": f"{kind.__module__}:{kind.__qualname__}",
+        "version": str(getattr(simulator, "version", "")),
+        "arguments": {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
+        "source": _source_hash(kind),
+    }
+
+
+def _source_hash(kind: type) -> str:
+    try:
+        path = inspect.getsourcefile(kind)
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+    except (OSError, TypeError):  # defined in an interactive session, which has no file
+        text = kind.__qualname__
+    return fingerprint(text)[:16]

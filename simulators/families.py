@@ -1,0 +1,283 @@
+r"""Univariate families a prior is made of, each with a stable bijection to N(0, 1).
+
+The bijection is :math:`z = \Phi^{-1}(F(\theta))`. Far in the upper tail F rounds to 1, so the smaller of F and
+:math:`1 - F` is inverted, each computed without cancellation. Values come from torch where the formula is short and
+from scipy elsewhere; derivatives of every order come from the densities, :math:`dz/d\theta = p(\theta) / \phi(z)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.stats
+import torch
+import torch.distributions as D
+from torch import Tensor
+from torch.distributions import constraints
+
+_SQRT2 = math.sqrt(2.0)
+
+
+class TruncatedNormal(D.Distribution):
+    """Normal(loc, scale) restricted to [low, high]; either bound may be infinite."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
+
+    def __init__(
+        self,
+        loc: float | Tensor,
+        scale: float | Tensor,
+        low: float | Tensor = -math.inf,
+        high: float | Tensor = math.inf,
+        validate_args: bool | None = None,
+    ) -> None:
+        tensors = [torch.as_tensor(value, dtype=torch.float64) for value in (loc, scale, low, high)]
+        self.loc, self.scale, self.low, self.high = torch.broadcast_tensors(*tensors)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+        if not (self.low < self.high).all():
+            raise ValueError(f"TruncatedNormal needs low < high; got low={_show(self.low)}, high={_show(self.high)}")
+        self._alpha, self._beta = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        self._mass = _normal_mass(self._alpha, self._beta)
+        if not (self._mass > 0).all():
+            raise ValueError(
+                f"TruncatedNormal has no mass between low={_show(self.low)} and high={_show(self.high)} in double precision"
+            )
+
+    @property
+    def support(self) -> Any:
+        return constraints.interval(self.low, self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        xi = (value - self.loc) / self.scale
+        inside = (value >= self.low) & (value <= self.high)
+        density = _log_phi(xi) - self.scale.log() - self._mass.log()
+        return torch.where(inside, density, -math.inf)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        z = torch.randn(torch.Size(sample_shape) + self.batch_shape, dtype=torch.float64)
+        return _from_truncated(self, z)
+
+
+class LogUniform(D.Distribution):
+    """Density proportional to 1 / value on [low, high]."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"low": constraints.positive, "high": constraints.positive}
+
+    def __init__(self, low: float | Tensor, high: float | Tensor, validate_args: bool | None = None) -> None:
+        tensors = [torch.as_tensor(value, dtype=torch.float64) for value in (low, high)]
+        self.low, self.high = torch.broadcast_tensors(*tensors)
+        super().__init__(self.low.shape, validate_args=validate_args)
+        if not (self.low < self.high).all():
+            raise ValueError(f"LogUniform needs low < high; got low={_show(self.low)}, high={_show(self.high)}")
+
+    @property
+    def support(self) -> Any:
+        return constraints.interval(self.low, self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = (value >= self.low) & (value <= self.high)
+        return torch.where(inside, -value.log() - (self.high / self.low).log().log(), -math.inf)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        z = torch.randn(torch.Size(sample_shape) + self.batch_shape, dtype=torch.float64)
+        return _from_log_uniform(self, z)
+
+
+Values = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family: its distribution, the names of its arguments, and the two directions of its bijection."""
+
+    distribution: Callable[..., D.Distribution]
+    arguments: tuple[str, ...]
+    to_normal: Values
+    from_normal: Values
+
+
+def _show(values: Tensor) -> str:
+    return f"{values.flatten()[0].item():g}"
+
+
+def _log_phi(z: Tensor) -> Tensor:
+    return -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+
+
+def _normal_mass(low: Tensor, high: Tensor) -> Tensor:
+    """P(low < N(0,1) < high), without cancellation in the upper tail."""
+    ndtr = torch.special.ndtr
+    return torch.where(low > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
+
+
+def _from_tails(cdf: Tensor, sf: Tensor) -> Tensor:
+    """z from F and 1 - F, each accurate where it is small."""
+    lower = cdf < sf
+    z = torch.special.ndtri(torch.where(lower, cdf, sf))
+    return torch.where(lower, z, -z)
+
+
+def _to_uniform(d: D.Uniform, theta: Tensor) -> Tensor:
+    width = d.high - d.low
+    return _from_tails((theta - d.low) / width, (d.high - theta) / width)
+
+
+def _from_uniform(d: D.Uniform, z: Tensor) -> Tensor:
+    step = (d.high - d.low) * torch.special.ndtr(-z.abs())
+    return torch.where(z < 0, d.low + step, d.high - step)
+
+
+def _to_log_uniform(d: LogUniform, theta: Tensor) -> Tensor:
+    return _to_uniform(D.Uniform(d.low.log(), d.high.log()), theta.log())
+
+
+def _from_log_uniform(d: LogUniform, z: Tensor) -> Tensor:
+    return _from_uniform(D.Uniform(d.low.log(), d.high.log()), z).exp()
+
+
+def _to_exponential(d: D.Exponential, theta: Tensor) -> Tensor:
+    scaled = -d.rate * theta
+    return _from_tails(-torch.expm1(scaled), scaled.exp())
+
+
+def _to_half_normal(d: D.HalfNormal, theta: Tensor) -> Tensor:
+    xi = theta / d.scale
+    return _from_tails(torch.erf(xi / _SQRT2), 2 * torch.special.ndtr(-xi))
+
+
+def _from_half_normal(d: D.HalfNormal, z: Tensor) -> Tensor:
+    tail = torch.special.ndtr(-z.abs())
+    return d.scale * torch.where(z < 0, _SQRT2 * torch.erfinv(tail), -torch.special.ndtri(tail / 2))
+
+
+def _to_truncated(d: TruncatedNormal, theta: Tensor) -> Tensor:
+    xi = (theta - d.loc) / d.scale
+    return _from_tails(_normal_mass(d._alpha, xi) / d._mass, _normal_mass(xi, d._beta) / d._mass)
+
+
+def _from_truncated(d: TruncatedNormal, z: Tensor) -> Tensor:
+    tail = torch.special.ndtr(-z.abs()) * d._mass
+    lower = _quantile_above(d._alpha, tail)
+    upper = -_quantile_above(-d._beta, tail)
+    return d.loc + d.scale * torch.where(z < 0, lower, upper)
+
+
+def _quantile_above(start: Tensor, mass: Tensor) -> Tensor:
+    """The xi with P(start < N(0,1) < xi) = mass."""
+    ndtr, ndtri = torch.special.ndtr, torch.special.ndtri
+    below = ndtr(start) + mass
+    return torch.where(below < 0.5, ndtri(below), -ndtri(ndtr(-start) - mass))
+
+
+def _scipy(frozen: Callable[[Any], Any]) -> tuple[Values, Values]:
+    """Both directions through a scipy distribution made from the torch one."""
+
+    def to_normal(d: Any, theta: Tensor) -> Tensor:
+        law, values = frozen(d), theta.detach().cpu().numpy()
+        tails = (torch.as_tensor(np.asarray(tail)) for tail in (law.cdf(values), law.sf(values)))
+        return _from_tails(*tails).to(theta)
+
+    def from_normal(d: Any, z: Tensor) -> Tensor:
+        law, values = frozen(d), z.detach().cpu().numpy()
+        tail = scipy.stats.norm.sf(np.abs(values))
+        return torch.as_tensor(np.where(values < 0, law.ppf(tail), law.isf(tail))).to(z)
+
+    return to_normal, from_normal
+
+
+def _n(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()
+
+
+_s = scipy.stats
+
+FAMILIES: dict[str, Family] = {
+    "Normal": Family(D.Normal, ("loc", "scale"), lambda d, t: (t - d.loc) / d.scale, lambda d, z: d.loc + d.scale * z),
+    "LogNormal": Family(
+        D.LogNormal, ("loc", "scale"), lambda d, t: (t.log() - d.loc) / d.scale, lambda d, z: (d.loc + d.scale * z).exp()
+    ),
+    "Uniform": Family(D.Uniform, ("low", "high"), _to_uniform, _from_uniform),
+    "LogUniform": Family(LogUniform, ("low", "high"), _to_log_uniform, _from_log_uniform),
+    "Exponential": Family(
+        D.Exponential, ("rate",), _to_exponential, lambda d, z: -torch.special.log_ndtr(-z) / d.rate
+    ),
+    "HalfNormal": Family(D.HalfNormal, ("scale",), _to_half_normal, _from_half_normal),
+    "TruncatedNormal": Family(TruncatedNormal, ("loc", "scale", "low", "high"), _to_truncated, _from_truncated),
+    "Beta": Family(
+        D.Beta,
+        ("concentration1", "concentration0"),
+        *_scipy(lambda d: _s.beta(_n(d.concentration1), _n(d.concentration0))),
+    ),
+    "Cauchy": Family(D.Cauchy, ("loc", "scale"), *_scipy(lambda d: _s.cauchy(_n(d.loc), _n(d.scale)))),
+    "Chi2": Family(D.Chi2, ("df",), *_scipy(lambda d: _s.chi2(_n(d.df)))),
+    "Gamma": Family(
+        D.Gamma, ("concentration", "rate"), *_scipy(lambda d: _s.gamma(_n(d.concentration), scale=1 / _n(d.rate)))
+    ),
+    "Gumbel": Family(D.Gumbel, ("loc", "scale"), *_scipy(lambda d: _s.gumbel_r(_n(d.loc), _n(d.scale)))),
+    "HalfCauchy": Family(D.HalfCauchy, ("scale",), *_scipy(lambda d: _s.halfcauchy(scale=_n(d.scale)))),
+    "InverseGamma": Family(
+        D.InverseGamma, ("concentration", "rate"), *_scipy(lambda d: _s.invgamma(_n(d.concentration), scale=_n(d.rate)))
+    ),
+    "Laplace": Family(D.Laplace, ("loc", "scale"), *_scipy(lambda d: _s.laplace(_n(d.loc), _n(d.scale)))),
+    "Pareto": Family(D.Pareto, ("scale", "alpha"), *_scipy(lambda d: _s.pareto(_n(d.alpha), scale=_n(d.scale)))),
+    "StudentT": Family(
+        D.StudentT, ("df", "loc", "scale"), *_scipy(lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale)))
+    ),
+    "Weibull": Family(
+        D.Weibull,
+        ("scale", "concentration"),
+        *_scipy(lambda d: _s.weibull_min(_n(d.concentration), scale=_n(d.scale))),
+    ),
+}
+
+_UNUSABLE = {
+    "VonMises": "it is circular and has no bijection to the real line",
+    "Dirichlet": "it is joint over several parameters",
+    "MultivariateNormal": "it is joint over several parameters",
+    "Bernoulli": "it is discrete",
+    "Binomial": "it is discrete",
+    "Categorical": "it is discrete",
+    "Geometric": "it is discrete",
+    "Poisson": "it is discrete",
+}
+
+
+def why_not(name: str) -> str | None:
+    """Why a known torch distribution cannot be a marginal of a prior; None for a name that means nothing here."""
+    return _UNUSABLE.get(name)
+
+
+class ToNormal(torch.autograd.Function):
+    """theta → z, whose derivative is p(theta) / phi(z)."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, family: Family, distribution: D.Distribution) -> Tensor:  # type: ignore[override]
+        z = family.to_normal(distribution, theta)
+        ctx.save_for_backward(theta, z)
+        ctx.distribution = distribution
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        theta, z = ctx.saved_tensors
+        return gradient * (ctx.distribution.log_prob(theta) - _log_phi(z)).exp(), None, None
+
+
+class FromNormal(torch.autograd.Function):
+    """z → theta, whose derivative is phi(z) / p(theta)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, family: Family, distribution: D.Distribution, low: Tensor, high: Tensor) -> Tensor:  # type: ignore[override]
+        theta = family.from_normal(distribution, z).clamp(low, high)
+        ctx.save_for_backward(z, theta)
+        ctx.distribution = distribution
+        return theta
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        z, theta = ctx.saved_tensors
+        return gradient * (_log_phi(z) - ctx.distribution.log_prob(theta)).exp(), None, None, None, None
