@@ -15,7 +15,7 @@ import numpy as np
 from .base import CheckResult, says_p, verdict
 from .calibration import CalibrationSet
 from .plots import draw_ecdf_difference
-from .uniformity import test_uniformity
+from .uniformity import Uniformity, test_uniformity
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 BLIND_TO = (
@@ -41,7 +41,7 @@ class Coverage:
         u = credibilities(calibration, self.seed)
         test = test_uniformity(u, alpha=self.alpha)
         covered = {level: float((u <= level).mean()) for level in LEVELS}
-        finding, advice = _words(u, covered, test.p_value, self.alpha)
+        finding, advice = _words(test, covered, self.alpha)
         return CheckResult(
             name=self.name,
             title="Expected coverage of HPD regions",
@@ -64,10 +64,11 @@ def credibilities(calibration: CalibrationSet, seed: int) -> np.ndarray:
     return np.asarray((above + jitter) / (calibration.log_q_draws.shape[1] + 1))
 
 
-def _words(u: np.ndarray, covered: dict[float, float], p_value: float, alpha: float) -> tuple[str, str]:
-    text = f"regions of credibility 90 % hold the truth in {covered[0.9]:.1%} of cases ({says_p(p_value)})"
-    if p_value >= alpha:
+def _words(test: Uniformity, covered: dict[float, float], alpha: float) -> tuple[str, str]:
+    text = f"regions of credibility 90 % hold the truth in {covered[0.9]:.1%} of cases ({says_p(test.p_value)})"
+    if test.p_value >= alpha:
         return text, "Nothing to do."
-    if u.mean() > 0.5:
+    departure = test.ecdf - test.levels
+    if departure[np.abs(departure).argmax()] < 0:
         return text, "The posterior is overconfident: simulate more, raise `weight_decay`, or make the network smaller."
     return text, "The posterior is underconfident: train longer or make the network larger."

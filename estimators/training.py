@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,15 @@ from ..data.errors import TrainingError
 from ..data.loaders import SimulationsDataModule
 from .base import Estimator
 from .settings import TrainingSettings
+
+_IRRELEVANT = (
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*",
+    ".*Experiment logs directory.*",
+    ".*log_every_n_steps.*",
+    ".*LeafSpec.*",
+    ".*GPU available but not used.*",
+)
 
 EpochReport = Callable[[int, float, float], None]
 
@@ -137,6 +148,7 @@ def train_estimator(
         losses = _Losses(on_epoch)
         trainer = _trainer(folder, settings, hardware, losses)
         last = folder / "last.ckpt"
+        stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
         best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     estimator.load_state_dict({name.removeprefix("estimator."): value for name, value in best.items()})
@@ -207,6 +219,20 @@ def _readable(checkpoint: Path) -> Path:
     return checkpoint
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Lightning ignores further ones and turns it into SystemExit."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
 class _threads:
     """Use a given number of torch threads for a while: two on two busy cores can be ten times slower than one."""
 
@@ -229,7 +255,7 @@ class _quiet(warnings.catch_warnings):
         self.logger = logging.getLogger("lightning.pytorch")
         self.level = self.logger.level
         self.logger.setLevel(logging.ERROR)
-        for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*Experiment logs directory.*", ".*log_every_n_steps.*"):
+        for text in _IRRELEVANT:
             warnings.filterwarnings("ignore", message=text)
 
     def __exit__(self, *error: object) -> None:

@@ -62,7 +62,7 @@ class DiagnoseConfig(Settings):
 
     checks: tuple[CheckConfig, ...] = tuple(CheckConfig(name=name) for name in ("sbc", "coverage", "tarp"))
     pairs: int | None = Field(None, ge=20)
-    draws: int = Field(1000, ge=20)
+    draws: int = Field(500, ge=20)
 
     @field_validator("checks", mode="before")
     @classmethod
