@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 _SQRT2 = math.sqrt(2.0)
+_FAR = 25.0  # standard deviations of the prior: beyond, the density of a Cauchy overflows
 
 
 class TruncatedNormal(D.Distribution):
@@ -108,16 +109,20 @@ def _log_phi(z: Tensor) -> Tensor:
     return -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
 
 
+def _ndtr(z: Tensor) -> Tensor:
+    """Phi(z). torch's own is 1 + erf, which is 0 below z = -8.3."""
+    return 0.5 * torch.erfc(-z / _SQRT2)
+
+
 def _normal_mass(low: Tensor, high: Tensor) -> Tensor:
     """P(low < N(0,1) < high), without cancellation in the upper tail."""
-    ndtr = torch.special.ndtr
-    return torch.where(low > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
+    return torch.where(low > 0, _ndtr(-low) - _ndtr(-high), _ndtr(high) - _ndtr(low))
 
 
 def _from_tails(cdf: Tensor, sf: Tensor) -> Tensor:
-    """z from F and 1 - F, each accurate where it is small."""
+    """z from F and 1 - F, each accurate where it is small; finite even where it has rounded to 0."""
     lower = cdf < sf
-    z = torch.special.ndtri(torch.where(lower, cdf, sf))
+    z = torch.special.ndtri(torch.where(lower, cdf, sf).clamp(min=torch.finfo(torch.float64).tiny))
     return torch.where(lower, z, -z)
 
 
@@ -127,16 +132,18 @@ def _to_uniform(d: D.Uniform, theta: Tensor) -> Tensor:
 
 
 def _from_uniform(d: D.Uniform, z: Tensor) -> Tensor:
-    step = (d.high - d.low) * torch.special.ndtr(-z.abs())
+    step = (d.high - d.low) * _ndtr(-z.abs())
     return torch.where(z < 0, d.low + step, d.high - step)
 
 
 def _to_log_uniform(d: LogUniform, theta: Tensor) -> Tensor:
-    return _to_uniform(D.Uniform(d.low.log(), d.high.log()), theta.log())
+    width = (d.high / d.low).log()
+    return _from_tails((theta / d.low).log() / width, (d.high / theta).log() / width)
 
 
 def _from_log_uniform(d: LogUniform, z: Tensor) -> Tensor:
-    return _from_uniform(D.Uniform(d.low.log(), d.high.log()), z).exp()
+    step = (d.high / d.low).log() * _ndtr(-z.abs())
+    return torch.where(z < 0, d.low * step.exp(), d.high * (-step).exp())
 
 
 def _to_exponential(d: D.Exponential, theta: Tensor) -> Tensor:
@@ -146,11 +153,11 @@ def _to_exponential(d: D.Exponential, theta: Tensor) -> Tensor:
 
 def _to_half_normal(d: D.HalfNormal, theta: Tensor) -> Tensor:
     xi = theta / d.scale
-    return _from_tails(torch.erf(xi / _SQRT2), 2 * torch.special.ndtr(-xi))
+    return _from_tails(torch.erf(xi / _SQRT2), 2 * _ndtr(-xi))
 
 
 def _from_half_normal(d: D.HalfNormal, z: Tensor) -> Tensor:
-    tail = torch.special.ndtr(-z.abs())
+    tail = _ndtr(-z.abs())
     return d.scale * torch.where(z < 0, _SQRT2 * torch.erfinv(tail), -torch.special.ndtri(tail / 2))
 
 
@@ -160,7 +167,7 @@ def _to_truncated(d: TruncatedNormal, theta: Tensor) -> Tensor:
 
 
 def _from_truncated(d: TruncatedNormal, z: Tensor) -> Tensor:
-    tail = torch.special.ndtr(-z.abs()) * d._mass
+    tail = _ndtr(-z.abs()) * d._mass
     lower = _quantile_above(d._alpha, tail)
     upper = -_quantile_above(-d._beta, tail)
     return d.loc + d.scale * torch.where(z < 0, lower, upper)
@@ -168,9 +175,9 @@ def _from_truncated(d: TruncatedNormal, z: Tensor) -> Tensor:
 
 def _quantile_above(start: Tensor, mass: Tensor) -> Tensor:
     """The xi with P(start < N(0,1) < xi) = mass."""
-    ndtr, ndtri = torch.special.ndtr, torch.special.ndtri
-    below = ndtr(start) + mass
-    return torch.where(below < 0.5, ndtri(below), -ndtri(ndtr(-start) - mass))
+    ndtri = torch.special.ndtri
+    below = _ndtr(start) + mass
+    return torch.where(below < 0.5, ndtri(below), -ndtri(_ndtr(-start) - mass))
 
 
 def _scipy(frozen: Callable[[Any], Any]) -> tuple[Values, Values]:
@@ -272,7 +279,7 @@ class FromNormal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, family: Family, distribution: D.Distribution, low: Tensor, high: Tensor) -> Tensor:  # type: ignore[override]
-        theta = family.from_normal(distribution, z).clamp(low, high)
+        theta = family.from_normal(distribution, z.clamp(-_FAR, _FAR)).clamp(low, high)
         ctx.save_for_backward(z, theta)
         ctx.distribution = distribution
         return theta

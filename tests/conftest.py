@@ -1,0 +1,39 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from simfer.data.variables import Variable, Variables
+from simfer.simulators.prior import Prior
+
+
+class Line:
+    """theta ~ N(0, 1)^2, x = theta + noise: small, fast, and with the exact posterior N(x / (1 + s²), s² / (1 + s²))."""
+
+    prior = Prior({"a": torch.distributions.Normal(0.0, 1.0), "b": torch.distributions.Normal(0.0, 1.0)})
+    observables = Variables([Variable("x", (2,))])
+    noise = 0.5
+
+    def simulate(
+        self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        return {"x": theta + self.noise * rng.standard_normal(theta.shape)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two threads on two busy cores can be ten times slower than one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

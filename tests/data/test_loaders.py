@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from simfer.data.batch import Batch
+from simfer.data.errors import ShapeError
+from simfer.data.loaders import WholeBatches
+
+
+def rows(n: int) -> Batch:
+    index = torch.arange(n, dtype=torch.float64)
+    return Batch(index[:, None], {"x": index.float()})
+
+
+def epoch(loader: WholeBatches) -> list[list[int]]:
+    return [batch.theta[:, 0].int().tolist() for batch in loader]
+
+
+def test_every_row_once_an_epoch_and_another_order_the_next() -> None:
+    loader = WholeBatches(rows(20), 5, seed=3)
+    first, second = epoch(loader), epoch(loader)
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(20))
+    assert first != second
+
+
+def test_theta_and_x_stay_together() -> None:
+    for batch in WholeBatches(rows(20), 7, seed=0):
+        torch.testing.assert_close(batch.theta[:, 0].float(), batch.x["x"])
+
+
+def test_unshuffled_loader_keeps_order_and_the_last_rows() -> None:
+    assert epoch(WholeBatches(rows(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_shuffled_loader_drops_a_smaller_last_batch() -> None:
+    assert [len(batch) for batch in epoch(WholeBatches(rows(7), 3, seed=0))] == [3, 3]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_resume_in_mid_epoch_gives_the_very_next_batch(stop: int) -> None:
+    whole = WholeBatches(rows(20), 5, seed=1)
+    expected = epoch(whole) + epoch(whole)
+    loader = WholeBatches(rows(20), 5, seed=1)
+    seen = []
+    for batch in loader:
+        seen.append(batch.theta[:, 0].int().tolist())
+        if len(seen) == stop:
+            break
+    resumed = WholeBatches(rows(20), 5, seed=1)
+    resumed.load_state_dict(loader.state_dict())
+    while len(seen) < 8:
+        seen.extend(epoch(resumed))
+    assert seen == expected
+
+
+def test_no_rows_is_an_error() -> None:
+    with pytest.raises(ShapeError, match="must not be empty"):
+        WholeBatches(rows(0), 5)
