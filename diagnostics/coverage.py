@@ -60,7 +60,7 @@ class Coverage:
 def credibilities(calibration: CalibrationSet, seed: int) -> np.ndarray:
     """Credibility of the smallest HPD region that holds the truth, one per pair."""
     above = (calibration.log_q_draws > calibration.log_q_theta[:, None]).sum(1)
-    jitter = np.random.default_rng(seed).uniform(size=len(above))
+    jitter = np.random.default_rng((seed, 2)).uniform(size=len(above))
     return np.asarray((above + jitter) / (calibration.log_q_draws.shape[1] + 1))
 
 

@@ -27,7 +27,7 @@ def replicate(simulator: Simulator, theta: np.ndarray, seed: int) -> Arrays:
         SimulatorError: The simulator raised, or gave no finite row.
     """
     try:
-        x = simulate_checked(simulator, theta, np.random.default_rng(seed))
+        x = simulate_checked(simulator, theta, np.random.default_rng((seed, 5)))
     except SimulatorError:
         raise
     except Exception as error:

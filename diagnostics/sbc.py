@@ -60,7 +60,8 @@ class SBC:
 def ranks(calibration: CalibrationSet, seed: int) -> np.ndarray:
     """Continuous ranks in (0, 1), shape ``(pair, parameter)``."""
     below = (calibration.draws < calibration.theta[:, None]).sum(1)
-    jitter = np.random.default_rng(seed).uniform(size=below.shape)
+    # (seed, k): a stream of its own, whatever seed the pairs were made with
+    jitter = np.random.default_rng((seed, 1)).uniform(size=below.shape)
     return np.asarray((below + jitter) / (calibration.draws.shape[1] + 1))
 
 

@@ -72,7 +72,7 @@ def references(calibration: CalibrationSet, noise: float, seed: int) -> np.ndarr
     edges = [first * 2**i for i in range(64) if first * 2**i < len(theta)]
     for start, stop in zip(edges, [*edges[1:], len(theta)], strict=True):
         guess[start:stop] = _ridge(features[:start], theta[:start], features[start:stop])
-    return np.asarray(guess + noise * np.random.default_rng(seed).standard_normal(theta.shape))
+    return np.asarray(guess + noise * np.random.default_rng((seed, 3)).standard_normal(theta.shape))
 
 
 def fractions(calibration: CalibrationSet, references: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -91,7 +91,7 @@ def fractions(calibration: CalibrationSet, references: np.ndarray, seed: int = 0
     to_truth = np.linalg.norm(_scaled(calibration.theta, calibration.theta) - references, axis=-1)
     to_draws = np.linalg.norm(_scaled(calibration.draws, calibration.theta) - references[:, None], axis=-1)
     closer = (to_draws < to_truth[:, None]).sum(1)
-    jitter = np.random.default_rng((seed, 1)).uniform(size=len(closer))
+    jitter = np.random.default_rng((seed, 4)).uniform(size=len(closer))
     return np.asarray((closer + jitter) / (calibration.draws.shape[1] + 1))
 
 

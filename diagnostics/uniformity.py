@@ -16,7 +16,6 @@ from functools import lru_cache
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
-from scipy.optimize import brentq
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,12 @@ def _p_value(n: int, k: int, gamma: float) -> float:
 
 @lru_cache(maxsize=16)
 def _critical(n: int, k: int, alpha: float) -> float:
-    """The largest gamma whose p-value is below alpha; p-values come in steps, so the bracket closes on one."""
-
-    def excess(log_gamma: float) -> float:
-        return _p_value(n, k, float(np.exp(log_gamma))) - alpha
-
-    return float(np.exp(brentq(excess, np.log(alpha / (4 * k)), np.log(alpha), xtol=1e-4)))
+    """The largest gamma whose p-value is below alpha, by bisection: p-values rise with gamma, in steps."""
+    below, above = np.log(alpha / (4 * k)), 0.0  # the union bound holds below; above, every sample is extreme
+    while above - below > 1e-9:
+        middle = (below + above) / 2
+        if _p_value(n, k, float(np.exp(middle))) < alpha:
+            below = middle
+        else:
+            above = middle
+    return float(np.exp(below))

@@ -183,7 +183,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     posterior = load_model(folder / "model").posterior
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
     theta = draws[:, 0].numpy()
-    prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 2)))
+    prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 6)))
     groups = {
         "posterior": draws_dataset(parameters, columns(parameters, theta)),
         "prior": draws_dataset(parameters, columns(parameters, prior)),
