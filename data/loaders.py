@@ -51,6 +51,11 @@ class WholeBatches:
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             yield self.rows.select(part if order is None else order[part])
 
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch; batches consumed count only if it is the one they were consumed in."""
+        if epoch != self.epoch:
+            self.epoch, self.consumed = epoch, 0
+
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "consumed": self.consumed}
 
@@ -91,6 +96,9 @@ class SimulationsDataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._train.set_epoch(epoch)
 
     def train_dataloader(self) -> WholeBatches:
         return self._train

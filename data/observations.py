@@ -13,13 +13,14 @@ from .errors import ConfigError, MissingFileError
 from .variables import Arrays, Variables
 
 
-def read_observation(source: str | Path | Mapping[str, Any], variables: Variables) -> Arrays:
+def read_observation(source: str | Path | Mapping[str, Any], variables: Variables, *, finite: bool = True) -> Arrays:
     """One observation, every variable of shape ``shape``.
 
     Args:
         source: A file, or a mapping from name to numbers. A file that holds one nameless array (npy) or one array
             of another name stands for the only variable; a CSV has one named column per 1-d variable.
         variables: What the simulator observes.
+        finite: Whether every entry must be finite.
 
     Raises:
         MissingFileError: No such file.
@@ -32,7 +33,7 @@ def read_observation(source: str | Path | Mapping[str, Any], variables: Variable
         found = {variables.names[0]: found[""]}
     if not isinstance(source, Mapping):
         found = {name: found[name] for name in variables.names if name in found} or found
-    rows = variables.rows({name: _numbers(name, values) for name, values in found.items()}, what="observation")
+    rows = variables.rows({name: _numbers(name, values) for name, values in found.items()}, what="observation", finite=finite)
     many = len(next(iter(rows.values())))
     if many != 1:
         raise ConfigError(f"`observation` must be one observation; got {many}")

@@ -113,13 +113,14 @@ class Variables:
     def from_json(cls, items: list[dict[str, Any]]) -> Variables:
         return cls(_variable(dict(item)) for item in items)
 
-    def rows(self, arrays: Mapping[str, Any] | Any, *, what: str = "x") -> Arrays:
+    def rows(self, arrays: Mapping[str, Any] | Any, *, what: str = "x", finite: bool = True) -> Arrays:
         """Give every variable a leading row axis, whatever of the usual forms it came in.
 
         Args:
             arrays: A mapping from name to array, each of shape ``shape`` or ``(rows, *shape)``; or, where all
                 is to be had from one array, that array: of the only variable, or of all variables flattened.
             what: How error messages call it.
+            finite: Whether every entry must be finite.
 
         Raises:
             ShapeError: Names or shapes do not fit.
@@ -131,7 +132,7 @@ class Variables:
         lengths = {name: len(array) for name, array in batched.items()}
         if len(set(lengths.values())) > 1:
             raise ShapeError(f"`{what}` must have equally many rows in every variable; got {lengths}")
-        for name, array in batched.items():
+        for name, array in batched.items() if finite else ():
             check_finite(array, f"{what}[{name!r}]")
         return batched
 
@@ -176,7 +177,7 @@ def _batched(variable: Variable, array: np.ndarray, what: str) -> np.ndarray:
     if array.shape[1:] == variable.shape and array.ndim == len(variable.shape) + 1:
         return array
     raise ShapeError(
-        f"`{what}[{variable.name!r}]` must have shape {variable.shape} or (rows, *{variable.shape}); got {array.shape}"
+        f"`{what}[{variable.name!r}]` must have shape {variable.shape}, or one such row per observation; got {array.shape}"
     )
 
 

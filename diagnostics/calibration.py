@@ -65,7 +65,7 @@ class CalibrationSet:
             draws: How many draws per pair.
             seed: Of the draws.
         """
-        rows = posterior.observables.rows(x)
+        rows = posterior.observables.rows(x, finite=not posterior.imputes)
         sampled, log_q_draws = posterior.sample_with_log_prob((draws,), rows, seed=seed)
         log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], rows)[0]
         return cls(

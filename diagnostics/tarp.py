@@ -103,7 +103,7 @@ def _scaled(values: np.ndarray, theta: np.ndarray) -> np.ndarray:
 
 def _scores(x: np.ndarray) -> np.ndarray:
     """Normal scores of each feature's ranks: monotone, so counts and heavy tails are alike. A function of all x alone."""
-    ranks = scipy.stats.rankdata(x, axis=0)
+    ranks = scipy.stats.rankdata(np.nan_to_num(x), axis=0)
     return np.asarray(scipy.stats.norm.ppf(ranks / (len(x) + 1)))
 
 

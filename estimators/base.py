@@ -62,6 +62,7 @@ class Posterior(ABC):
 
     observables: Variables
     prior: Prior
+    imputes: bool = False  # whether x may hold what is not finite
     _default_x: dict[str, Tensor] | None = None
 
     @abstractmethod
@@ -142,7 +143,7 @@ class Posterior(ABC):
     def _rows(self, x: XLike) -> dict[str, Tensor]:
         """x as checked float32 tensors with a leading axis; a tensor that needs gradients keeps them."""
         named = x if isinstance(x, Mapping) else self._split(x)
-        self.observables.rows({name: _numpy(values) for name, values in named.items()})
+        self.observables.rows({name: _numpy(values) for name, values in named.items()}, finite=not self.imputes)
         return {
             v.name: torch.as_tensor(named[v.name], dtype=torch.float32).reshape(-1, *v.shape) for v in self.observables
         }
@@ -150,7 +151,7 @@ class Posterior(ABC):
     def _split(self, x: XLike) -> dict[str, Any]:
         if len(self.observables) == 1:
             return {self.observables.names[0]: _unbatched(x, self.observables)}
-        return dict(self.observables.rows(_numpy(x)))
+        return dict(self.observables.rows(_numpy(x), finite=False))
 
 
 @contextmanager

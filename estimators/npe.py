@@ -72,6 +72,7 @@ class NPEPosterior(Posterior):
         self.estimator = estimator.eval()
         self.observables = estimator.observables
         self.prior = estimator.prior
+        self.imputes = estimator.settings.impute
 
     def sample_batched(
         self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None, show_progress_bars: bool = False

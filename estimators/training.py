@@ -1,7 +1,7 @@
 """Training: one thin Lightning module that owns optimisation, whatever the estimator.
 
 AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to zero, clipping of the
-gradient's norm, early stopping on the validation loss, best weights kept. After every epoch the whole state goes to
+gradient's norm, early stopping on the validation loss, best weights kept. After every epoch the whole state, best weights included, goes to
 ``last.ckpt``; the order of rows depends on (seed, epoch) alone, so a run killed anywhere ends with the same losses.
 """
 
@@ -39,6 +39,7 @@ _IRRELEVANT = (
     ".*log_every_n_steps.*",
     ".*LeafSpec.*",
     ".*GPU available but not used.*",
+    ".*The dirpath has changed.*",  # a run folder may be moved
 )
 
 EpochReport = Callable[[int, float, float], None]
@@ -80,6 +81,10 @@ class TrainingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.trainer.datamodule.to(self.device)  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        # Lightning restores a loader's state only within an epoch; at its end the next order would be the first again
+        self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self.estimator.loss(batch).mean()
@@ -145,24 +150,24 @@ def train_estimator(
         stack.enter_context(_threads(hardware.threads))
         stack.enter_context(_quiet())
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        losses = _Losses(on_epoch)
+        losses = Losses(on_epoch)
         trainer = _trainer(folder, settings, hardware, losses)
         last = folder / "last.ckpt"
         stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
-        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    estimator.load_state_dict({name.removeprefix("estimator."): value for name, value in best.items()})
-    estimator.cpu().eval()
+    estimator.cpu().load_state_dict(losses.best)
+    estimator.eval()
     return History(losses.train, losses.validation, losses.seconds)
 
 
-class _Losses(Callback):
-    """Losses of every epoch and the time spent, kept in the checkpoint."""
+class Losses(Callback):
+    """Losses of every epoch, the weights of the best one and the time spent, all kept in the checkpoint."""
 
     def __init__(self, report: EpochReport) -> None:
         self.train: list[float] = []
         self.validation: list[float] = []
         self.seconds = 0.0
+        self.best: dict[str, Tensor] = {}
         self._report = report
         self._since = time.perf_counter()
 
@@ -170,24 +175,26 @@ class _Losses(Callback):
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.train.append(pl_module.mean_loss)  # type: ignore[arg-type]
-        self.validation.append(float(trainer.callback_metrics["val_loss"]))
+        assert isinstance(pl_module, TrainingModule)
+        loss = float(trainer.callback_metrics["val_loss"])
+        if not self.validation or loss < min(self.validation):
+            self.best = {name: value.detach().cpu().clone() for name, value in pl_module.estimator.state_dict().items()}
+        self.train.append(pl_module.mean_loss)
+        self.validation.append(loss)
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        self._report(trainer.current_epoch, self.train[-1], self.validation[-1])
+        self._report(trainer.current_epoch, self.train[-1], loss)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "validation": self.validation, "seconds": self.seconds}
+        return {"train": self.train, "validation": self.validation, "seconds": self.seconds, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.best = state_dict["seconds"], state_dict["best"]
 
 
-def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losses: _Losses) -> L.Trainer:
-    once: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
-    best = ModelCheckpoint(filename="best", monitor="val_loss", save_weights_only=True, **once)
-    last = ModelCheckpoint(filename="last", **once)
+def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losses: Losses) -> L.Trainer:
+    last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     stop = EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
     return L.Trainer(
         accelerator=hardware.accelerator,
@@ -195,7 +202,7 @@ def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losse
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=settings.epochs,
         gradient_clip_val=settings.clip,
-        callbacks=[losses, stop, best, last],
+        callbacks=[losses, stop, last],
         logger=CSVLogger(folder, name="", version=""),
         default_root_dir=folder,
         enable_progress_bar=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,15 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         _require_estimator(config.train.method)
     checks = tuple(c for i, item in enumerate(config.diagnose.checks) if (c := _check(item, i, found)))
     if simulator is None:
-        raise ConfigError(found.problems)
+        raise ConfigError(found.in_order())
     prior = _prior(simulator, config, found)
     with found.at("train", "transforms"):
         Preprocess(simulator.observables, config.train.transforms)
     observation = None
     with found.at("observation"):
-        observation = _observation(config.observation, simulator, source.folder)
+        observation = _observation(config, simulator, source.folder)
     if found.problems:
-        raise ConfigError(found.problems)
+        raise ConfigError(found.in_order())
     config = _absolute(config, source.folder)
     return Job(config, simulator, reference, prior, observation, checks)
 
@@ -88,6 +89,10 @@ class Problems:
         self._location = location
         return self
 
+    def in_order(self) -> list[str]:
+        """All messages, by line."""
+        return sorted(self.problems, key=_line)
+
     def __enter__(self) -> None:
         return None
 
@@ -96,6 +101,11 @@ class Problems:
             return False
         self.problems.append(self.source.problem(self._location, str(error)))
         return True
+
+
+def _line(problem: str) -> int:
+    found = re.match(r"[^`]*?:(\d+): ", problem)
+    return int(found[1]) if found else 0
 
 
 def _load(reference: Reference | None) -> Simulator:
@@ -129,20 +139,21 @@ def _prior(simulator: Simulator, config: Config, found: Problems) -> Prior:
     return prior
 
 
-def _observation(given: str | dict[str, Any] | None, simulator: Simulator, folder: Path) -> Arrays | None:
+def _observation(config: Config, simulator: Simulator, folder: Path) -> Arrays | None:
+    given, finite = config.observation, config.simulate.on_invalid != "impute"
     if given is None:
         return None
     if isinstance(given, dict):
         if set(given) != {"values"}:
             raise ConfigError(f"must be a name, a file, or `values:` alone; got keys {', '.join(given) or 'none'}")
-        return read_observation(_values(given["values"], simulator), simulator.observables)
+        return read_observation(_values(given["values"], simulator), simulator.observables, finite=finite)
     shipped: dict[str, Any] = getattr(simulator, "observations", {})
     if given in shipped:
-        return read_observation(shipped[given], simulator.observables)
+        return read_observation(shipped[given], simulator.observables, finite=finite)
     path = folder / given
     if not path.suffix and not path.exists():
         raise ConfigError(f"no file and no shipped observation `{given}`; {did_you_mean(given, shipped)}")
-    return read_observation(path, simulator.observables)
+    return read_observation(path, simulator.observables, finite=finite)
 
 
 def _absolute(config: Config, folder: Path) -> Config:

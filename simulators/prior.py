@@ -7,6 +7,7 @@ and here differ by :math:`\log q(\theta) = \log q(z) + \sum_i \log p(\theta_i) -
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -269,7 +270,8 @@ def _checked_arguments(name: str, kind: str, item: dict[str, Any]) -> dict[str, 
         arguments = {key: float(value) for key, value in item.items() if value is not None}
         made = family.distribution(**{key: torch.tensor(v, dtype=torch.float64) for key, v in arguments.items()}, validate_args=True)
     except (TypeError, ValueError) as error:
-        raise PriorError(f"prior of `{name}`: {kind} cannot be made from {item or 'no arguments'}: {_first_line(error)}") from error
+        shown = ", ".join(f"{key} = {value}" for key, value in item.items()) or "no arguments"
+        raise PriorError(f"prior of `{name}`: {kind} cannot be made from {shown}: {_reason(error)}") from error
     complete = {key: float(getattr(made, key)) for key in family.arguments}
     if any(math.isnan(value) for value in complete.values()):
         raise PriorError(f"prior of `{name}`: {kind} needs numbers; got {item}")
@@ -307,8 +309,12 @@ def _bounds(support: Any, size: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.as_tensor(bound, dtype=torch.float64).expand(size).clone() for bound in (low, high))  # type: ignore[return-value]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The first line of an error, or what torch's validation means to say in five."""
+    found = re.search(r"Expected parameter (\w+) .* to satisfy the constraint (.*), but found", str(error), re.DOTALL)
+    if found is None:
+        return str(error).strip().splitlines()[0]
+    return f"`{found[1]}` must satisfy {found[2]}"
 
 
 def _formatted(marginal: dict[str, Any]) -> str:
