@@ -126,8 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, turning errors into one message and an exit code."""
     try:
         app(args=None if arguments is None else list(arguments))
-    except KeyboardInterrupt:
-        _fail("interrupted: nothing is lost; the same command continues", INTERRUPTED)
     except OSError as error:
         _fail(_operating_system(error), BAD_INPUT)
     except Exception as error:
@@ -179,7 +177,10 @@ def _execute(config: str, stages: list[str], sets: list[str] | None, workdir: Pa
     from .tables import failed_checks, show_outcome
 
     job, folder = _job(config, sets, workdir)
-    execute(job, folder, stages, Reporter(Console()))
+    try:
+        execute(job, folder, stages, Reporter(Console()))
+    except KeyboardInterrupt:  # here, because Typer would end the process without a word
+        _fail("interrupted: nothing is lost; the same command continues", INTERRUPTED)
     if "report" in stages:
         show_outcome(folder)
     if strict and failed_checks(folder):
