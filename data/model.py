@@ -22,7 +22,10 @@ SCHEMA_VERSION = 1
 def write_model(folder: Path, description: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Write a model folder in one step, replacing an older one."""
     with new_folder(folder) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+            temporary / "weights.safetensors",
+        )
         write_json(temporary / "model.json", {"schema_version": SCHEMA_VERSION, **description})
 
 

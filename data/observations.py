@@ -33,7 +33,9 @@ def read_observation(source: str | Path | Mapping[str, Any], variables: Variable
         found = {variables.names[0]: found[""]}
     if not isinstance(source, Mapping):
         found = {name: found[name] for name in variables.names if name in found} or found
-    rows = variables.rows({name: _numbers(name, values) for name, values in found.items()}, what="observation", finite=finite)
+    rows = variables.rows(
+        {name: _numbers(name, values) for name, values in found.items()}, what="observation", finite=finite
+    )
     many = len(next(iter(rows.values())))
     if many != 1:
         raise ConfigError(f"`observation` must be one observation; got {many}")
@@ -69,7 +71,7 @@ def _netcdf(path: Path) -> dict[str, Any]:
 def _zarr(path: Path) -> dict[str, Any]:
     import xarray as xr
 
-    with xr.open_zarr(path) as dataset:
+    with xr.open_zarr(path, consolidated=False) as dataset:
         return {str(name): values.to_numpy() for name, values in dataset.data_vars.items()}
 
 

@@ -77,8 +77,8 @@ class SimulationStore:
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self.path = path
         self._group = group
-        attributes = dict(group.attrs)
-        self.attributes: dict[str, Any] = attributes
+        attributes: dict[str, Any] = dict(group.attrs)
+        self.attributes = attributes
         self.layout = Layout(**attributes["layout"])
         self.parameters = Variables.from_json(attributes["parameters"])
         self.observables = Variables.from_json(attributes["observables"])
@@ -103,7 +103,9 @@ class SimulationStore:
             **attributes,
         }
         with new_folder(path) as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore", ZarrUserWarning)  # consolidated metadata: xarray reads it, the spec has it not
+            warnings.simplefilter(
+                "ignore", ZarrUserWarning
+            )  # consolidated metadata: xarray reads it, the spec has it not
             group = zarr.create_group(folder, zarr_format=3, attributes=described)
             _create_arrays(group, layout, parameters, observables)
             zarr.consolidate_metadata(group.store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class CheckResult:
         return {key: getattr(self, key) for key in keys}
 
 
+@runtime_checkable
 class Check(Protocol):
     """One question asked of a calibration set; its options are the fields of a frozen dataclass."""
 

@@ -48,14 +48,18 @@ class CalibrationSet:
             if getattr(self, name).shape != shape:
                 raise ShapeError(f"`{name}` must have shape {shape} to fit `draws`; got {getattr(self, name).shape}")
         if pairs < 20 or draws < 20:
-            raise ShapeError(f"`draws` must hold at least 20 pairs of 20 draws to check anything; got {pairs} of {draws}")
+            raise ShapeError(
+                f"`draws` must hold at least 20 pairs of 20 draws to check anything; got {pairs} of {draws}"
+            )
 
     @property
     def pairs(self) -> int:
         return len(self.theta)
 
     @classmethod
-    def draw(cls, posterior: Posterior, theta: np.ndarray, x: XLike, *, draws: int = 1000, seed: int = 0) -> CalibrationSet:
+    def draw(
+        cls, posterior: Posterior, theta: np.ndarray, x: XLike, *, draws: int = 1000, seed: int = 0
+    ) -> CalibrationSet:
         """Draw from the posterior of every pair, in one vectorised pass.
 
         Args:

@@ -15,7 +15,7 @@ import numpy as np
 from .base import CheckResult, says_p, verdict
 from .calibration import CalibrationSet
 from .plots import draw_ecdf_difference
-from .uniformity import Uniformity, test_uniformity
+from .uniformity import Uniformity, uniformity_test
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 BLIND_TO = (
@@ -39,7 +39,7 @@ class Coverage:
 
     def __call__(self, calibration: CalibrationSet) -> CheckResult:
         u = credibilities(calibration, self.seed)
-        test = test_uniformity(u, alpha=self.alpha)
+        test = uniformity_test(u, alpha=self.alpha)
         covered = {level: float((u <= level).mean()) for level in LEVELS}
         finding, advice = _words(test, covered, self.alpha)
         return CheckResult(

@@ -125,7 +125,9 @@ def _contours(axes: Axes, pair: np.ndarray, limits: Any, *, filled: bool) -> Non
     levels = sorted({float(ordered[np.searchsorted(mass, level)]) for level in (0.9, 0.5)})
     centres = (x[:-1] + x[1:]) / 2, (y[:-1] + y[1:]) / 2
     if filled:
-        axes.contourf(*centres, smooth, levels=[*levels, float(smooth.max()) * 1.01 + 1e-9], colors=["#8fb9c6", _CYCLE[0]])
+        axes.contourf(
+            *centres, smooth, levels=[*levels, float(smooth.max()) * 1.01 + 1e-9], colors=["#8fb9c6", _CYCLE[0]]
+        )
     else:
         axes.contour(*centres, smooth, levels=levels, colors=ACCENT, linewidths=1.0)
 

@@ -17,7 +17,9 @@ from ..simulators.base import Simulator, simulate_checked
 from .base import CheckResult, says_p, verdict
 from .plots import draw_predictive
 
-BLIND_TO = "A predictive check cannot see a posterior that is too narrow, nor a wrong model that is flexible enough to fit."
+BLIND_TO = (
+    "A predictive check cannot see a posterior that is too narrow, nor a wrong model that is flexible enough to fit."
+)
 
 
 def replicate(simulator: Simulator, theta: np.ndarray, seed: int) -> Arrays:
@@ -39,7 +41,11 @@ def replicate(simulator: Simulator, theta: np.ndarray, seed: int) -> Arrays:
 
 
 def predictive_check(
-    replicates: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray], observables: Variables, *, alpha: float = 0.01
+    replicates: Mapping[str, np.ndarray],
+    observed: Mapping[str, np.ndarray],
+    observables: Variables,
+    *,
+    alpha: float = 0.01,
 ) -> CheckResult:
     """Compare one observation with replicates.
 
@@ -78,4 +84,3 @@ def predictive_check(
         curves={f"replicates:{n}": v for n, v in flat.items()} | {f"observed:{n}": v for n, v in truth.items()},
         draw=draw_predictive,
     )
-

@@ -15,11 +15,9 @@ import numpy as np
 from .base import CheckResult, says_p, verdict
 from .calibration import CalibrationSet
 from .plots import draw_ecdf_difference
-from .uniformity import Uniformity, test_uniformity
+from .uniformity import Uniformity, uniformity_test
 
-BLIND_TO = (
-    "SBC looks at one parameter at a time: it cannot see wrong correlations, nor a posterior that ignores x, such as the prior."
-)
+BLIND_TO = "SBC looks at one parameter at a time: it cannot see wrong correlations, nor a posterior that ignores x, such as the prior."
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class SBC:
     def __call__(self, calibration: CalibrationSet) -> CheckResult:
         u = ranks(calibration, self.seed)
         names = calibration.parameters.names
-        tests = {n: test_uniformity(u[:, i], alpha=self.alpha / len(names)) for i, n in enumerate(names)}
+        tests = {n: uniformity_test(u[:, i], alpha=self.alpha / len(names)) for i, n in enumerate(names)}
         worst = min(names, key=lambda name: tests[name].p_value)
         p_value = min(1.0, len(names) * tests[worst].p_value)
         finding, advice = _words(worst, u[:, names.index(worst)], p_value, self.alpha)

@@ -22,7 +22,7 @@ from ..data.errors import ShapeError
 from .base import CheckResult, says_p, verdict
 from .calibration import CalibrationSet
 from .plots import draw_ecdf_difference
-from .uniformity import test_uniformity
+from .uniformity import uniformity_test
 
 BLIND_TO = (
     "TARP with one law of reference points is weaker than coverage on widths in many dimensions, and weaker than SBC on "
@@ -47,7 +47,7 @@ class TARP:
 
     def __call__(self, calibration: CalibrationSet) -> CheckResult:
         f = fractions(calibration, references(calibration, self.noise, self.seed), self.seed)
-        test = test_uniformity(f, alpha=self.alpha)
+        test = uniformity_test(f, alpha=self.alpha)
         deviation = float(np.abs(test.ecdf - test.levels).max())
         return CheckResult(
             name=self.name,

@@ -37,7 +37,7 @@ class Uniformity:
     upper: Float[np.ndarray, "level"]
 
 
-def test_uniformity(u: Float[np.ndarray, "value"], *, alpha: float = 1e-3) -> Uniformity:
+def uniformity_test(u: Float[np.ndarray, "value"], *, alpha: float = 1e-3) -> Uniformity:
     """Test that independent values in [0, 1] are uniform.
 
     Args:
@@ -54,15 +54,12 @@ def test_uniformity(u: Float[np.ndarray, "value"], *, alpha: float = 1e-3) -> Un
     return Uniformity(_p_value(n, k, gamma), levels, counts / n, low / n, high / n)
 
 
-test_uniformity.__test__ = False  # type: ignore[attr-defined]
-
-
 @lru_cache(maxsize=16)
 def _tails(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """P(C ≤ c) and P(C ≥ c) for every grid point and count, each ``(k - 1, n + 1)``."""
     counts, levels = np.arange(n + 1), (np.arange(1, k) / k)[:, None]
     cdf = scipy.stats.binom.cdf(counts, n, levels)
-    return cdf, scipy.stats.binom.sf(counts - 1, n, levels)
+    return np.asarray(cdf), np.asarray(scipy.stats.binom.sf(counts - 1, n, levels))
 
 
 def _band(n: int, k: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +39,11 @@ class Estimator(nn.Module, ABC):
     @abstractmethod
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__()
+
+    @property
+    @abstractmethod
+    def transforms(self) -> dict[str, str]:
+        """Observable → the function applied to it before standardisation."""
 
     @abstractmethod
     def fit_preprocess(self, batch: Batch) -> None:
@@ -89,7 +94,7 @@ class Posterior(ABC):
         """Draws like `sample_batched`, differentiable with respect to the network's weights and to x."""
 
     @abstractmethod
-    def to(self, device: str | torch.device) -> Self:
+    def to(self, device: str | torch.device) -> Posterior:
         """Move to a device, and return self."""
 
     @abstractmethod
@@ -124,7 +129,7 @@ class Posterior(ABC):
         theta = torch.as_tensor(theta)
         return self.log_prob_batched(theta[..., None, :], self._one(x), track_gradients)[..., 0]
 
-    def set_default_x(self, x: XLike) -> Self:
+    def set_default_x(self, x: XLike) -> Posterior:
         """Remember the observation that is meant when none is given."""
         self._default_x = self._one(x)
         return self

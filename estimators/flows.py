@@ -38,9 +38,7 @@ def _nsf(settings: FlowSettings, features: int, context: int) -> LazyDistributio
 
 
 def _maf(settings: FlowSettings, features: int, context: int) -> LazyDistribution:
-    return MAF(
-        features, context, transforms=settings.transforms, hidden_features=settings.hidden, activation=nn.SiLU
-    )
+    return MAF(features, context, transforms=settings.transforms, hidden_features=settings.hidden, activation=nn.SiLU)
 
 
 def _gmm(settings: FlowSettings, features: int, context: int) -> LazyDistribution:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -42,12 +41,16 @@ class NPE(Estimator):
         self.embedding, context = build_embedding(settings.embedding, self.preprocess.features)
         self.flow = build_flow(settings.flow, prior.dim, context)
 
+    @property
+    def transforms(self) -> dict[str, str]:
+        return dict(self.preprocess.transforms)
+
     def fit_preprocess(self, batch: Batch) -> None:
         self.preprocess.fit(batch.x)
 
     def condition(self, x: dict[str, Tensor]) -> Float[Tensor, "rows context"]:
         """What the flow is conditioned on."""
-        return self.embedding(self.preprocess(x))  # type: ignore[no-any-return]
+        return self.embedding(self.preprocess(x))
 
     def log_prob(self, theta: Tensor, context: Float[Tensor, "rows context"]) -> Float[Tensor, "*sample rows"]:
         """log q(theta | x) from the flow's context, in float64."""
@@ -114,7 +117,7 @@ class NPEPosterior(Posterior):
             raise NotImplementedError(f"`rsample` needs a reparametrised density; `{kind}` has none: use nsf or maf")
         return self._theta(flow.rsample(torch.Size(sample_shape)))
 
-    def to(self, device: str | torch.device) -> Self:
+    def to(self, device: str | torch.device) -> NPEPosterior:
         self.estimator.to(device)
         return self
 

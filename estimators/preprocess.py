@@ -83,7 +83,9 @@ class Preprocess(nn.Module):
         return features.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if self.impute else features
 
     def _transformed(self, x: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([FUNCTIONS[self.transforms[v.name]](x[v.name]).reshape(-1, v.size) for v in self.observables], 1)
+        return torch.cat(
+            [FUNCTIONS[self.transforms[v.name]](x[v.name]).reshape(-1, v.size) for v in self.observables], 1
+        )
 
     def _sizes(self) -> list[int]:
         return [variable.size for variable in self.observables]

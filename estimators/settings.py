@@ -94,7 +94,7 @@ class TrainingSettings(Settings):
     batch_size: PositiveInt = 256
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: PositiveFloat = 5.0
     patience: NonNegativeInt = 15
-    validation: float = Field(0.1, gt=0, lt=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)

@@ -71,7 +71,7 @@ def train(
         "loss": {"train": history.train, "validation": history.validation, "best_epoch": history.best_epoch},
         "seconds": history.seconds,
         "training": training.model_dump(mode="json"),
-        "transforms": dict(getattr(network, "preprocess").transforms) if hasattr(network, "preprocess") else {},
+        "transforms": network.transforms,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
         "seed": seed,
     }

@@ -222,7 +222,9 @@ def _readable(checkpoint: Path) -> Path:
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingError(f"the checkpoint {checkpoint} cannot be read ({error}): remove it to train from the start") from error
+        raise TrainingError(
+            f"the checkpoint {checkpoint} cannot be read ({error}): remove it to train from the start"
+        ) from error
     return checkpoint
 
 
@@ -240,31 +242,27 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-class _threads:
-    """Use a given number of torch threads for a while: two on two busy cores can be ten times slower than one."""
-
-    def __init__(self, threads: int | None) -> None:
-        self.threads = threads or torch.get_num_threads()
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-
-    def __exit__(self, *error: object) -> None:
-        torch.set_num_threads(self.before)
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """Use a given number of torch threads: two on two busy cores can be ten times slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silence Lightning's talk about hardware and loaders; its errors still come through."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
-        self.logger = logging.getLogger("lightning.pytorch")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-        for text in _IRRELEVANT:
-            warnings.filterwarnings("ignore", message=text)
-
-    def __exit__(self, *error: object) -> None:
-        self.logger.setLevel(self.level)
-        super().__exit__(*error)  # type: ignore[arg-type]
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in _IRRELEVANT:
+                warnings.filterwarnings("ignore", message=text)
+            yield
+    finally:
+        logger.setLevel(level)

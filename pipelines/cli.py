@@ -29,7 +29,9 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML fi
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set simulate.rows=20_000")
 ]
-WorkdirOption = Annotated[Path | None, typer.Option("--workdir", metavar="DIR", help="The run folder; runs/NAME by default.")]
+WorkdirOption = Annotated[
+    Path | None, typer.Option("--workdir", metavar="DIR", help="The run folder; runs/NAME by default.")
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 3 when a check fails.")]
 
 
@@ -142,7 +144,11 @@ def _operating_system(error: OSError) -> str:
 
     if isinstance(error, SimferError):
         return str(error)
-    remedy = "free some space and run the same command again" if error.errno == errno.ENOSPC else "mend that and run the same command again"
+    remedy = (
+        "free some space and run the same command again"
+        if error.errno == errno.ENOSPC
+        else "mend that and run the same command again"
+    )
     where = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror or error}{where}: {remedy}; what is done is kept"
 

@@ -61,8 +61,8 @@ class DiagnoseConfig(Settings):
     """
 
     checks: tuple[CheckConfig, ...] = tuple(CheckConfig(name=name) for name in ("sbc", "coverage", "tarp"))
-    pairs: int | None = Field(None, ge=20)
-    draws: int = Field(500, ge=20)
+    pairs: int | None = Field(default=None, ge=20)
+    draws: int = Field(default=500, ge=20)
 
     @field_validator("checks", mode="before")
     @classmethod
@@ -118,7 +118,7 @@ class Config(Settings):
         local: Where things run.
     """
 
-    name: str = Field("run", pattern=r"^[\w.-]+$")
+    name: str = Field(default="run", pattern=r"^[\w.-]+$")
     seed: NonNegativeInt = 0
     simulator: SimulatorConfig
     prior: dict[str, dict[str, Any]] = Field(default_factory=dict)

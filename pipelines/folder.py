@@ -73,7 +73,9 @@ class RunFolder:
         return self._read(stage, "started")
 
     def begin(self, stage: str, key: str, inputs: dict[str, Any]) -> None:
-        write_json(self._marker(stage, "started"), {"fingerprint": key, "inputs": inputs, "numbers": {}, "seconds": 0.0})
+        write_json(
+            self._marker(stage, "started"), {"fingerprint": key, "inputs": inputs, "numbers": {}, "seconds": 0.0}
+        )
 
     def finish(self, stage: str, key: str, inputs: dict[str, Any], numbers: dict[str, Any], seconds: float) -> None:
         done = {"fingerprint": key, "inputs": inputs, "numbers": numbers, "seconds": seconds}

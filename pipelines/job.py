@@ -56,7 +56,9 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         kind = type(simulator)
         source.values["simulator"] = f"{kind.__module__}:{kind.__qualname__}"
     config, problems = validate(source)
-    reference = None if simulator else Reference(config.simulator.name, json.dumps(config.simulator.arguments), source.folder)
+    reference = (
+        None if simulator else Reference(config.simulator.name, json.dumps(config.simulator.arguments), source.folder)
+    )
     found = Problems(source, problems)
     with found.at("simulator"):
         simulator = simulator or _load(reference)

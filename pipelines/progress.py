@@ -36,7 +36,13 @@ class Reporter:
         if self.console is None or not self.console.is_terminal or self.console.is_jupyter:
             yield Meter(self, what, total, unit)
             return
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True) as progress:
             yield Meter(self, what, total, unit, progress)
 

@@ -55,7 +55,10 @@ def write_summary(job: Job, folder: RunFolder) -> None:
     markers = {name: marker for name in STAGES if (marker := folder.done(name))}
     checks = {name: c for marker in markers.values() for name, c in marker.numbers.get("checks", {}).items()}
     stages = {
-        name: {"seconds": marker.seconds, **{k: v for k, v in marker.numbers.items() if k not in ("checks", "posterior")}}
+        name: {
+            "seconds": marker.seconds,
+            **{k: v for k, v in marker.numbers.items() if k not in ("checks", "posterior")},
+        }
         for name, marker in markers.items()
     }
     summary = {
@@ -73,7 +76,9 @@ def write_report(job: Job, folder: RunFolder) -> None:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     page = environment.get_template("report.html.j2").render(
@@ -102,7 +107,8 @@ def _corner(job: Job, folder: RunFolder) -> str:
     found = read_tree(folder / "posterior.zarr")
     shown = Variables(list(job.prior.variables)[:_MOST_IN_CORNER])
     posterior, prior = (
-        np.stack([found[group][name].to_numpy()[0] for name in shown.names], axis=-1) for group in ("posterior", "prior")
+        np.stack([found[group][name].to_numpy()[0] for name in shown.names], axis=-1)
+        for group in ("posterior", "prior")
     )
     return _figure(plot_corner(posterior, shown, prior=prior))
 

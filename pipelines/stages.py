@@ -130,7 +130,9 @@ def _refuse_invalid(store: SimulationStore, config: Config) -> None:
     counts = store.counts()
     bad = counts["invalid"] + counts["failed"] + counts["timeout"]
     if bad and config.simulate.on_invalid == "fail":
-        raise SimulatorError(f"{bad} of {store.rows} simulations are unusable and `simulate.on_invalid` is `fail`: use `mask`")
+        raise SimulatorError(
+            f"{bad} of {store.rows} simulations are unusable and `simulate.on_invalid` is `fail`: use `mask`"
+        )
 
 
 def _diagnose_inputs(job: Job) -> dict[str, Any]:
@@ -152,7 +154,9 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     if not job.checks:
         return {}
     store = SimulationStore.open(folder / "simulations.zarr")
-    theta, x = valid_rows(store, slice(store.rows - config.pairs, store.rows), impute=config.simulate.on_invalid == "impute")
+    theta, x = valid_rows(
+        store, slice(store.rows - config.pairs, store.rows), impute=config.simulate.on_invalid == "impute"
+    )
     model = load_model(folder / "model")
     calibration = CalibrationSet.draw(model.posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
     calibration.save(folder / "calibration.zarr")

@@ -128,7 +128,10 @@ def show_one(name: str) -> None:
 
 def _show_simulator(simulator: Simulator) -> None:
     prior = simulator.prior.to_json()
-    parameters = [(n, item["dist"], ", ".join(f"{k} = {v:g}" for k, v in item.items() if isinstance(v, float)), item["units"]) for n, item in prior.items()]
+    parameters = [
+        (n, item["dist"], ", ".join(f"{k} = {v:g}" for k, v in item.items() if isinstance(v, float)), item["units"])
+        for n, item in prior.items()
+    ]
     _table("Parameters", ("name", "prior", "arguments", "units"), parameters)
     observables = [(v.name, str(v.shape), v.dtype, v.units) for v in simulator.observables]
     _table("Observables", ("name", "shape", "dtype", "units"), observables)

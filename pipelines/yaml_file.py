@@ -96,7 +96,9 @@ def validate(source: Source) -> tuple[Config, list[str]]:
     try:
         return Config.model_validate(values), problems
     except ValidationError as error:
-        raise ConfigError([*problems, *(m for m in (_message(source, i) for i in error.errors()) if m not in problems)]) from error
+        raise ConfigError(
+            [*problems, *(m for m in (_message(source, i) for i in error.errors()) if m not in problems)]
+        ) from error
 
 
 def recipes() -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 OnInvalid = Literal["mask", "fail", "impute"]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """What a campaign needs of whoever runs it: results in any order, as they come."""
 
@@ -70,7 +71,9 @@ class Reference:
         except Exception as error:
             raise SimulatorError(f"`{self.name}` cannot be made from {arguments or 'no arguments'}: {error}") from error
         if not isinstance(made, Simulator):
-            raise SimulatorError(f"`{self.name}` must have `prior`, `observables` and `simulate`; got {type(made).__name__}")
+            raise SimulatorError(
+                f"`{self.name}` must have `prior`, `observables` and `simulate`; got {type(made).__name__}"
+            )
         return made
 
 
@@ -89,7 +92,9 @@ class FillShard:
         blocks = [
             _simulate_block(simulator, self.prior, self.seed, block, rows) for block, rows in store.layout.blocks(shard)
         ]
-        theta, status, runtime = (np.concatenate([getattr(b, key) for b in blocks]) for key in ("theta", "status", "runtime"))
+        theta, status, runtime = (
+            np.concatenate([getattr(b, key) for b in blocks]) for key in ("theta", "status", "runtime")
+        )
         x = {name: np.concatenate([block.x[name] for block in blocks]) for name in store.observables.names}
         store.write_shard(shard, theta, x, status, runtime)
         found = np.bincount(status, minlength=len(STATUS))

@@ -205,13 +205,14 @@ _s = scipy.stats
 FAMILIES: dict[str, Family] = {
     "Normal": Family(D.Normal, ("loc", "scale"), lambda d, t: (t - d.loc) / d.scale, lambda d, z: d.loc + d.scale * z),
     "LogNormal": Family(
-        D.LogNormal, ("loc", "scale"), lambda d, t: (t.log() - d.loc) / d.scale, lambda d, z: (d.loc + d.scale * z).exp()
+        D.LogNormal,
+        ("loc", "scale"),
+        lambda d, t: (t.log() - d.loc) / d.scale,
+        lambda d, z: (d.loc + d.scale * z).exp(),
     ),
     "Uniform": Family(D.Uniform, ("low", "high"), _to_uniform, _from_uniform),
     "LogUniform": Family(LogUniform, ("low", "high"), _to_log_uniform, _from_log_uniform),
-    "Exponential": Family(
-        D.Exponential, ("rate",), _to_exponential, lambda d, z: -torch.special.log_ndtr(-z) / d.rate
-    ),
+    "Exponential": Family(D.Exponential, ("rate",), _to_exponential, lambda d, z: -torch.special.log_ndtr(-z) / d.rate),
     "HalfNormal": Family(D.HalfNormal, ("scale",), _to_half_normal, _from_half_normal),
     "TruncatedNormal": Family(TruncatedNormal, ("loc", "scale", "low", "high"), _to_truncated, _from_truncated),
     "Beta": Family(
@@ -231,9 +232,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Laplace": Family(D.Laplace, ("loc", "scale"), *_scipy(lambda d: _s.laplace(_n(d.loc), _n(d.scale)))),
     "Pareto": Family(D.Pareto, ("scale", "alpha"), *_scipy(lambda d: _s.pareto(_n(d.alpha), scale=_n(d.scale)))),
-    "StudentT": Family(
-        D.StudentT, ("df", "loc", "scale"), *_scipy(lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale)))
-    ),
+    "StudentT": Family(D.StudentT, ("df", "loc", "scale"), *_scipy(lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale)))),
     "Weibull": Family(
         D.Weibull,
         ("scale", "concentration"),
@@ -262,14 +261,14 @@ class ToNormal(torch.autograd.Function):
     """theta → z, whose derivative is p(theta) / phi(z)."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, family: Family, distribution: D.Distribution) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, theta: Tensor, family: Family, distribution: D.Distribution) -> Tensor:
         z = family.to_normal(distribution, theta)
         ctx.save_for_backward(theta, z)
         ctx.distribution = distribution
         return z
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         theta, z = ctx.saved_tensors
         return gradient * (ctx.distribution.log_prob(theta) - _log_phi(z)).exp(), None, None
 
@@ -278,13 +277,13 @@ class FromNormal(torch.autograd.Function):
     """z → theta, whose derivative is phi(z) / p(theta)."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, family: Family, distribution: D.Distribution, low: Tensor, high: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, z: Tensor, family: Family, distribution: D.Distribution, low: Tensor, high: Tensor) -> Tensor:
         theta = family.from_normal(distribution, z.clamp(-_FAR, _FAR)).clamp(low, high)
         ctx.save_for_backward(z, theta)
         ctx.distribution = distribution
         return theta
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         z, theta = ctx.saved_tensors
         return gradient * (_log_phi(z) - ctx.distribution.log_prob(theta)).exp(), None, None, None, None

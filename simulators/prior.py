@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Prior:
 
     def __init__(
         self,
-        marginals: Mapping[str, Distribution | Mapping[str, Any]],
+        marginals: Mapping[str, Any],
         *,
         units: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
@@ -71,7 +71,9 @@ class Prior:
     def variables(self) -> Variables:
         """The parameters with their units, labels and support."""
         return Variables(
-            Variable(name, units=self._units.get(name, ""), label=self._labels.get(name, ""), support=Support(low, high))
+            Variable(
+                name, units=self._units.get(name, ""), label=self._labels.get(name, ""), support=Support(low, high)
+            )
             for name, low, high in zip(self.names, self._low.tolist(), self._high.tolist(), strict=True)
         )
 
@@ -182,10 +184,10 @@ class _Group:
 
     def to_normal(self, theta: Tensor) -> Tensor:
         distribution, low, high = self._on(theta.device)
-        return ToNormal.apply(theta.clamp(low, high), self.family, distribution)  # type: ignore[no-any-return]
+        return ToNormal.apply(theta.clamp(low, high), self.family, distribution)
 
     def from_normal(self, z: Tensor) -> Tensor:
-        return FromNormal.apply(z, self.family, *self._on(z.device))  # type: ignore[no-any-return]
+        return FromNormal.apply(z, self.family, *self._on(z.device))
 
     def log_prob(self, theta: Tensor) -> Tensor:
         distribution, low, high = self._on(theta.device)
@@ -219,7 +221,7 @@ class _PriorSupport(constraints.Constraint):
 class _PriorTransform(Transform):
     """z → theta as a torch transform."""
 
-    bijective: ClassVar[bool] = True
+    bijective = True
     domain = constraints.real_vector
 
     def __init__(self, prior: Prior) -> None:
@@ -245,18 +247,22 @@ class _PriorTransform(Transform):
         return -self.prior.log_abs_det(y, x.double()).to(x.dtype)
 
 
-@torch.distributions.biject_to.register(_PriorSupport)
+@torch.distributions.biject_to.register(_PriorSupport)  # type: ignore[untyped-decorator]
 def _biject_to_prior(support: _PriorSupport) -> Transform:
     return _PriorTransform(support.prior)
 
 
-def _described(name: str, marginal: Distribution | Mapping[str, Any]) -> dict[str, Any]:
+def _described(name: str, marginal: Any) -> dict[str, Any]:
     """The checked form in YAML of one marginal."""
     item = dict(marginal) if isinstance(marginal, Mapping) else _from_torch(name, marginal)
     kind = item.pop("dist", None)
     if kind not in FAMILIES:
         reason = why_not(str(kind))
-        hint = f"`{kind}` cannot be used: {reason}" if reason else f"unknown `dist` {kind!r}; {did_you_mean(str(kind), FAMILIES)}"
+        hint = (
+            f"`{kind}` cannot be used: {reason}"
+            if reason
+            else f"unknown `dist` {kind!r}; {did_you_mean(str(kind), FAMILIES)}"
+        )
         raise PriorError(f"prior of `{name}`: {hint}")
     return {"dist": kind, **_checked_arguments(name, kind, item)}
 
@@ -265,10 +271,14 @@ def _checked_arguments(name: str, kind: str, item: dict[str, Any]) -> dict[str, 
     family = FAMILIES[kind]
     unknown = [key for key in item if key not in family.arguments]
     if unknown:
-        raise PriorError(f"prior of `{name}`: {kind} has no `{unknown[0]}`; {did_you_mean(unknown[0], family.arguments)}")
+        raise PriorError(
+            f"prior of `{name}`: {kind} has no `{unknown[0]}`; {did_you_mean(unknown[0], family.arguments)}"
+        )
     try:
         arguments = {key: float(value) for key, value in item.items() if value is not None}
-        made = family.distribution(**{key: torch.tensor(v, dtype=torch.float64) for key, v in arguments.items()}, validate_args=True)
+        made = family.distribution(
+            **{key: torch.tensor(v, dtype=torch.float64) for key, v in arguments.items()}, validate_args=True
+        )
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"{key} = {value}" for key, value in item.items()) or "no arguments"
         raise PriorError(f"prior of `{name}`: {kind} cannot be made from {shown}: {_reason(error)}") from error
@@ -281,7 +291,9 @@ def _checked_arguments(name: str, kind: str, item: dict[str, Any]) -> dict[str, 
 def _from_torch(name: str, marginal: Any) -> dict[str, Any]:
     kind = type(marginal).__name__
     if not isinstance(marginal, Distribution):
-        raise PriorError(f"prior of `{name}`: must be a torch distribution or a mapping with `dist`; got {marginal!r:.80}")
+        raise PriorError(
+            f"prior of `{name}`: must be a torch distribution or a mapping with `dist`; got {marginal!r:.80}"
+        )
     if kind in FAMILIES and (marginal.batch_shape.numel() != 1 or marginal.event_shape != ()):
         raise PriorError(
             f"prior of `{name}`: must be one number; got a distribution of shape {tuple(marginal.batch_shape)}: "

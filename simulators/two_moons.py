@@ -19,7 +19,9 @@ from .prior import Prior
 class TwoMoons:
     """Parameters t1, t2 ~ U(-1, 1); the map folds along t1 + t2 = 0, so theta and its mirror image look the same."""
 
-    prior = Prior({"t1": Uniform(-1.0, 1.0), "t2": Uniform(-1.0, 1.0)}, labels={"t1": r"$\theta_1$", "t2": r"$\theta_2$"})
+    prior = Prior(
+        {"t1": Uniform(-1.0, 1.0), "t2": Uniform(-1.0, 1.0)}, labels={"t1": r"$\theta_1$", "t2": r"$\theta_2$"}
+    )
     observables = Variables([Variable("x", (2,))])
     observations: ClassVar[dict[str, dict[str, list[float]]]] = {"origin": {"x": [0.0, 0.0]}}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...simulators.campaign import Executor
 from ..config import LocalConfig
-from .inline import Inline
-from .processes import Processes
+from .inline import Inline as Inline
+from .processes import Processes as Processes
 
 
 def make_executor(local: LocalConfig) -> Executor:

@@ -1,6 +1,6 @@
 """Median KL(exact ‖ q) on gaussian_linear over 200 observations, for several densities. Prints one table.
 
-    python tests/benchmarks/gaussian_linear.py [--rows 10000]
+python tests/benchmarks/gaussian_linear.py [--rows 10000]
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ def trained(rows: int, flow: FlowSettings) -> tuple[Posterior, float]:
     theta = simulator.prior.sample(rows, rng)
     started = time.perf_counter()
     model = simfer.train(
-        theta, simulator.simulate(theta, rng), simulator.prior, estimator=EstimatorSettings(flow=flow, embedding=NONE), training=TRAINING
+        theta,
+        simulator.simulate(theta, rng),
+        simulator.prior,
+        estimator=EstimatorSettings(flow=flow, embedding=NONE),
+        training=TRAINING,
     )
     return model.posterior, time.perf_counter() - started
 

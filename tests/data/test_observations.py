@@ -38,10 +38,12 @@ def _json(path: Path) -> None:
     path.write_text(json.dumps({"flux": FLUX.tolist(), "n": 3}))
 
 
-@pytest.mark.parametrize(("suffix", "write"), [(".nc", _nc), (".zarr", _zarr), (".h5", _h5), (".npz", _npz), (".json", _json)])
+@pytest.mark.parametrize(
+    ("suffix", "write"), [(".nc", _nc), (".zarr", _zarr), (".h5", _h5), (".npz", _npz), (".json", _json)]
+)
 def test_every_format_gives_the_same_arrays(tmp_path: Path, suffix: str, write: object) -> None:
     path = tmp_path / f"obs{suffix}"
-    write(path)  # type: ignore[operator]
+    write(path)
     found = read_observation(path, TWO)
     np.testing.assert_array_equal(found["flux"], FLUX)
     assert found["n"] == 3.0
@@ -77,5 +79,5 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ending in \.nc"):
         read_observation(tmp_path / "o.txt", ONE)
     (tmp_path / "o.h5").write_text("no hdf5")
-    with pytest.raises(ConfigError, match="cannot be read as .h5"):
+    with pytest.raises(ConfigError, match=r"cannot be read as .h5"):
         read_observation(tmp_path / "o.h5", ONE)

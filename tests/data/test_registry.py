@@ -9,7 +9,9 @@ from simfer.data.errors import MissingFileError, UnknownNameError
 
 
 def test_unknown_name_lists_the_known_nearest_first() -> None:
-    with pytest.raises(UnknownNameError, match="unknown simulator `two_moon`; did you mean `two_moons`\\? Known: two_moons, "):
+    with pytest.raises(
+        UnknownNameError, match="unknown simulator `two_moon`; did you mean `two_moons`\\? Known: two_moons, "
+    ):
         registry.resolve("simulators", "two_moon")
 
 

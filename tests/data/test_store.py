@@ -26,7 +26,9 @@ def fill(store: SimulationStore, shard: int) -> None:
     n = rows.stop - rows.start
     index = np.arange(rows.start, rows.stop)
     theta, x = np.stack([index, -index], 1).astype(float), np.outer(index, [1.0, 2.0, 3.0])
-    store.write_shard(shard, theta, {"x": x, "n": np.zeros(n, np.int32)}, np.full(n, OK, np.int8), np.zeros(n, np.float32))
+    store.write_shard(
+        shard, theta, {"x": x, "n": np.zeros(n, np.int32)}, np.full(n, OK, np.int8), np.zeros(n, np.float32)
+    )
 
 
 def test_layout_covers_every_row_once() -> None:
@@ -71,7 +73,7 @@ def test_a_shard_with_a_missing_file_is_pending_and_named(store: SimulationStore
         fill(store, shard)
     (store.path / "n" / "c" / "1").unlink()  # all zeros: would read as fill, without an error
     assert store.pending_shards() == [1]
-    with pytest.raises(CorruptStoreError, match="shard 1 .* is marked done but a file of it is missing"):
+    with pytest.raises(CorruptStoreError, match=r"shard 1 .* is marked done but a file of it is missing"):
         store.verify()
 
 
@@ -84,7 +86,7 @@ def test_a_flipped_byte_is_found(store: SimulationStore, offset: int) -> None:
     raw = bytearray(file.read_bytes())
     raw[offset] ^= 1
     file.write_bytes(bytes(raw))
-    with pytest.raises(CorruptStoreError, match="array `x` .* is damaged between rows"):
+    with pytest.raises(CorruptStoreError, match=r"array `x` .* is damaged between rows"):
         store.verify()
 
 

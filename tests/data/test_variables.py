@@ -9,7 +9,11 @@ from simfer.data.errors import NotFiniteError, ShapeError
 from simfer.data.variables import COUNT, POSITIVE, Variable, Variables
 
 MIXED = Variables(
-    [Variable("a", (2, 3), units="m", dims=("row", "column")), Variable("n", (), "int32", support=COUNT), Variable("p", (4,), support=POSITIVE)]
+    [
+        Variable("a", (2, 3), units="m", dims=("row", "column")),
+        Variable("n", (), "int32", support=COUNT),
+        Variable("p", (4,), support=POSITIVE),
+    ]
 )
 
 
@@ -36,7 +40,11 @@ def test_one_row_needs_no_leading_axis() -> None:
     [
         ({"a": np.zeros((2, 3)), "n": 1, "q": np.ones(4)}, ShapeError, "missing: p; unknown: q"),
         ({"a": np.zeros((2, 4)), "n": 1, "p": np.ones(4)}, ShapeError, r"must have shape \(2, 3\)"),
-        ({"a": np.zeros((2, 3)), "n": 1, "p": [1, np.nan, 1, 1]}, NotFiniteError, r"p'\]` must be finite; got nan at index \(0, 1\)"),
+        (
+            {"a": np.zeros((2, 3)), "n": 1, "p": [1, np.nan, 1, 1]},
+            NotFiniteError,
+            r"p'\]` must be finite; got nan at index \(0, 1\)",
+        ),
         ({"a": np.zeros((5, 2, 3)), "n": [1, 2], "p": np.ones((5, 4))}, ShapeError, "equally many rows"),
         ({"a": np.zeros((2, 3)), "n": "one", "p": np.ones(4)}, ShapeError, "must be numbers"),
         (np.zeros(5), ShapeError, "must have 11 numbers in its last axis"),

@@ -17,7 +17,10 @@ def replicates(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 
 def test_p_values_of_data_from_the_model_are_uniform(rng: np.random.Generator) -> None:
     made = replicates(rng, 2000)
-    p = [predictive_check(made, {k: v[0] for k, v in replicates(rng, 1).items()}, OBSERVABLES).p_value for _ in range(500)]
+    p = [
+        predictive_check(made, {k: v[0] for k, v in replicates(rng, 1).items()}, OBSERVABLES).p_value
+        for _ in range(500)
+    ]
     assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
 
 
@@ -27,7 +30,7 @@ def test_data_from_elsewhere_fail_with_advice(rng: np.random.Generator) -> None:
     assert "question the simulator" in result.advice
 
 
-def test_replicates_leave_out_rows_that_are_not_finite(line, rng) -> None:  # type: ignore[no-untyped-def]
+def test_replicates_leave_out_rows_that_are_not_finite(line, rng) -> None:
     theta = line.prior.sample(100, rng)
     theta[::2] = np.nan
     assert len(replicate(line, theta, seed=0)["x"]) == 50

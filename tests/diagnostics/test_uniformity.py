@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from simfer.diagnostics.uniformity import test_uniformity as uniformity
+from simfer.diagnostics.uniformity import uniformity_test as uniformity
 
 
 def test_p_values_of_uniform_samples_are_uniform() -> None:

@@ -35,7 +35,7 @@ def test_every_transform_is_applied_before_standardisation(name: str) -> None:
     preprocess = Preprocess(Variables([Variable("y")]), {"y": name})  # type: ignore[dict-item]
     x = {"y": torch.linspace(0.5, 4, 50)}
     preprocess.fit(x)
-    expected = FUNCTIONS[name](x["y"])  # type: ignore[index]
+    expected = FUNCTIONS[name](x["y"])
     expected = (expected - expected.mean()) / expected.std(correction=0)
     torch.testing.assert_close(preprocess(x)[:, 0], expected, atol=1e-5, rtol=1e-5)
 

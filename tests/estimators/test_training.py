@@ -19,24 +19,24 @@ TRAINING = TrainingSettings(epochs=6, batch_size=50, learning_rate=3e-3)
 
 
 @pytest.fixture
-def pairs(line, rng):  # type: ignore[no-untyped-def]
+def pairs(line, rng):
     theta = line.prior.sample(1000, rng)
     return theta, line.simulate(theta, rng)["x"]
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
 @pytest.mark.parametrize("epoch", [0, 2, 4])
-def test_resumed_equals_uninterrupted(line, pairs, tmp_path: Path, epoch: int) -> None:  # type: ignore[no-untyped-def]
+def test_resumed_equals_uninterrupted(line, pairs, tmp_path: Path, epoch: int) -> None:
     def stop(now: int, train_loss: float, val_loss: float) -> None:
         if now == epoch:
-            raise Stop
+            raise StopError
 
     arguments = {"prior": line.prior, "estimator": ESTIMATOR, "training": TRAINING, "seed": 4}
     whole = simfer.train(*pairs, **arguments)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         simfer.train(*pairs, **arguments, folder=tmp_path, on_epoch=stop)
     resumed = simfer.train(*pairs, **arguments, folder=tmp_path)
     assert resumed.facts["loss"] == whole.facts["loss"]
@@ -44,7 +44,7 @@ def test_resumed_equals_uninterrupted(line, pairs, tmp_path: Path, epoch: int) -
         assert torch.equal(value, resumed.estimator.state_dict()[name]), name
 
 
-def test_finished_training_is_not_repeated(line, pairs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_finished_training_is_not_repeated(line, pairs, tmp_path: Path) -> None:
     arguments = {"prior": line.prior, "estimator": ESTIMATOR, "training": TRAINING}
     epochs: list[int] = []
     first = simfer.train(*pairs, **arguments, folder=tmp_path)
@@ -53,7 +53,7 @@ def test_finished_training_is_not_repeated(line, pairs, tmp_path: Path) -> None:
     assert again.facts["loss"] == first.facts["loss"]
 
 
-def test_best_weights_are_kept(line, pairs) -> None:  # type: ignore[no-untyped-def]
+def test_best_weights_are_kept(line, pairs) -> None:
     theta, x = pairs
     wild = TrainingSettings(epochs=8, batch_size=20, learning_rate=0.3, warmup=0.0, clip=1e3)
     model = simfer.train(theta, x, line.prior, estimator=ESTIMATOR, training=wild)
@@ -63,14 +63,14 @@ def test_best_weights_are_kept(line, pairs) -> None:  # type: ignore[no-untyped-
     assert loss == pytest.approx(min(model.facts["loss"]["validation"]), abs=1e-4)
 
 
-def test_early_stopping_counts_epochs_without_a_better_loss(line, pairs) -> None:  # type: ignore[no-untyped-def]
+def test_early_stopping_counts_epochs_without_a_better_loss(line, pairs) -> None:
     settings = TrainingSettings(epochs=100, batch_size=20, learning_rate=0.1, warmup=0.0, patience=2)
     loss = simfer.train(*pairs, line.prior, estimator=ESTIMATOR, training=settings).facts["loss"]
     assert len(loss["validation"]) < 100
     assert len(loss["validation"]) == loss["best_epoch"] + 1 + 2
 
 
-def test_seed_decides_weights_and_order(line, pairs) -> None:  # type: ignore[no-untyped-def]
+def test_seed_decides_weights_and_order(line, pairs) -> None:
     short = TrainingSettings(epochs=1, batch_size=100)
     losses = [
         simfer.train(*pairs, line.prior, estimator=ESTIMATOR, training=short, seed=seed).facts["loss"]["train"]
@@ -79,13 +79,13 @@ def test_seed_decides_weights_and_order(line, pairs) -> None:  # type: ignore[no
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_loss_that_is_no_number_stops_with_advice(line, pairs) -> None:  # type: ignore[no-untyped-def]
+def test_a_loss_that_is_no_number_stops_with_advice(line, pairs) -> None:
     settings = TrainingSettings(epochs=5, batch_size=50, learning_rate=1e30, warmup=0.0, clip=1e30)
     with pytest.raises(TrainingError, match=r"the loss became .* lower `learning_rate`"):
         simfer.train(*pairs, line.prior, estimator=ESTIMATOR, training=settings)
 
 
-def test_a_damaged_checkpoint_is_named(line, pairs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_checkpoint_is_named(line, pairs, tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"half a checkpoint")
     with pytest.raises(TrainingError, match=r"last\.ckpt cannot be read .* remove it"):
         simfer.train(*pairs, line.prior, estimator=ESTIMATOR, training=TRAINING, folder=tmp_path)
@@ -101,12 +101,12 @@ def test_a_damaged_checkpoint_is_named(line, pairs, tmp_path: Path) -> None:  # 
         (lambda theta, x: (theta[:1], x[:1]), ShapeError, "at least 2 rows"),
     ],
 )
-def test_bad_arrays_are_named(line, pairs, spoil, error, match) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arrays_are_named(line, pairs, spoil, error, match) -> None:
     with pytest.raises(error, match=match):
         simfer.train(*spoil(*pairs), line.prior, estimator=ESTIMATOR)
 
 
-def test_theta_outside_the_prior_is_named(pairs) -> None:  # type: ignore[no-untyped-def]
+def test_theta_outside_the_prior_is_named(pairs) -> None:
     prior = simfer.Prior({name: torch.distributions.Uniform(0.0, 10.0) for name in "ab"})
     with pytest.raises(ShapeError, match="must lie in the prior's support; row"):
         simfer.train(*pairs, prior, estimator=ESTIMATOR)

@@ -54,21 +54,60 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("observation: origin\n", "c.yaml: `simulator`: is required"),
-        ("simulator: two_moonz\n", "c.yaml:1: `simulator`: unknown simulator `two_moonz`; did you mean `two_moons`? Known: two_moons,"),
-        ("simulator: {name: two_moons, arguments: {x: 1}}\n", "c.yaml:1: `simulator`: `two_moons` cannot be made from {'x': 1}"),
+        (
+            "simulator: two_moonz\n",
+            "c.yaml:1: `simulator`: unknown simulator `two_moonz`; did you mean `two_moons`? Known: two_moons,",
+        ),
+        (
+            "simulator: {name: two_moons, arguments: {x: 1}}\n",
+            "c.yaml:1: `simulator`: `two_moons` cannot be made from {'x': 1}",
+        ),
         ("simulator: json:loads\n", "c.yaml:1: `simulator`: `json:loads` cannot be made from no arguments"),
-        ("simulator: two_moons\nprior: {t3: {dist: Uniform, low: 0, high: 1}}\n", "c.yaml:2: `prior.t3`: prior of `t3`: no such parameter; did you mean `t2`? Known: t2, t1"),
-        ("simulator: two_moons\ntrain: {method: nqe}\n", "c.yaml:2: `train.method`: unknown estimator `nqe`; did you mean `npe`?"),
-        ("simulator: two_moons\ntrain:\n  transforms: {y: log}\n", "c.yaml:3: `train.transforms`: `transforms` has no observable `y`"),
-        ("simulator: two_moons\ntrain:\n  transforms: {x: logg}\n", "c.yaml:3: `train.transforms.x`: must be 'identity', 'log'"),
-        ("simulator: two_moons\ntrain: {learning_rate: -1}\n", "c.yaml:2: `train.learning_rate`: must be greater than 0; got -1"),
-        ("simulator: two_moons\ndiagnose: [{sbc: {alfa: 0.1}}]\n", "c.yaml:2: `diagnose.checks.0.sbc`: unknown option `alfa`; did you mean `alpha`?"),
+        (
+            "simulator: two_moons\nprior: {t3: {dist: Uniform, low: 0, high: 1}}\n",
+            "c.yaml:2: `prior.t3`: prior of `t3`: no such parameter; did you mean `t2`? Known: t2, t1",
+        ),
+        (
+            "simulator: two_moons\ntrain: {method: nqe}\n",
+            "c.yaml:2: `train.method`: unknown estimator `nqe`; did you mean `npe`?",
+        ),
+        (
+            "simulator: two_moons\ntrain:\n  transforms: {y: log}\n",
+            "c.yaml:3: `train.transforms`: `transforms` has no observable `y`",
+        ),
+        (
+            "simulator: two_moons\ntrain:\n  transforms: {x: logg}\n",
+            "c.yaml:3: `train.transforms.x`: must be 'identity', 'log'",
+        ),
+        (
+            "simulator: two_moons\ntrain: {learning_rate: -1}\n",
+            "c.yaml:2: `train.learning_rate`: must be greater than 0; got -1",
+        ),
+        (
+            "simulator: two_moons\ndiagnose: [{sbc: {alfa: 0.1}}]\n",
+            "c.yaml:2: `diagnose.checks.0.sbc`: unknown option `alfa`; did you mean `alpha`?",
+        ),
         ("simulator: two_moons\nobservation: nowhere.nc\n", "c.yaml:2: `observation`: no file"),
-        ("simulator: two_moons\nobservation: {values: {x: [1, .nan]}}\n", "c.yaml:2: `observation`: `observation['x']` must be finite; got nan"),
-        ("simulator: two_moons\nobservation: {values: [1, 2, 3]}\n", "c.yaml:2: `observation`: `observation['x']` must have shape (2,)"),
-        ("simulator: two_moons\nobservation: {valuse: [1, 2]}\n", "c.yaml:2: `observation`: must be a name, a file, or `values:` alone"),
-        ("simulator: two_moons\nlocal: {executor: slum}\n", "c.yaml:2: `local.executor`: must be 'inline' or 'processes'; got 'slum'"),
-        ("simulator: two_moons\nsimulate: {rows: 21}\ndiagnose: {pairs: 20}\n", "c.yaml: `simulate.rows` (21) must exceed the 20 pairs"),
+        (
+            "simulator: two_moons\nobservation: {values: {x: [1, .nan]}}\n",
+            "c.yaml:2: `observation`: `observation['x']` must be finite; got nan",
+        ),
+        (
+            "simulator: two_moons\nobservation: {values: [1, 2, 3]}\n",
+            "c.yaml:2: `observation`: `observation['x']` must have shape (2,)",
+        ),
+        (
+            "simulator: two_moons\nobservation: {valuse: [1, 2]}\n",
+            "c.yaml:2: `observation`: must be a name, a file, or `values:` alone",
+        ),
+        (
+            "simulator: two_moons\nlocal: {executor: slum}\n",
+            "c.yaml:2: `local.executor`: must be 'inline' or 'processes'; got 'slum'",
+        ),
+        (
+            "simulator: two_moons\nsimulate: {rows: 21}\ndiagnose: {pairs: 20}\n",
+            "c.yaml: `simulate.rows` (21) must exceed the 20 pairs",
+        ),
         ("simulator: [1\nname: x\n", "c.yaml:2: not valid YAML"),
         ("simulator: two_moons\nseed: 1\nseed: 2\n", "c.yaml:3: not valid YAML: found duplicate key"),
         ("- two_moons\n", "c.yaml: must be a mapping with `simulator:` at least"),
@@ -80,7 +119,7 @@ def test_one_mistake_one_message(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_what_is_not_there() -> None:
-    with pytest.raises(MissingFileError, match="no configuration file `nowhere.yaml`"):
+    with pytest.raises(MissingFileError, match=r"no configuration file `nowhere.yaml`"):
         read_source("nowhere.yaml")
     with pytest.raises(MissingFileError, match="no file and no recipe `two_moon`; did you mean `two_moons`"):
         read_source("two_moon")
@@ -121,12 +160,14 @@ def test_overrides_reach_every_form(key: str, value: Any, attribute: Any) -> Non
 def test_a_wrong_override_is_named_as_such() -> None:
     source = read_source("two_moons")
     source.override("simulate.row", parse_value("5_000"))
-    with pytest.raises(ConfigError, match="--set simulate.row: `simulate.row`: unknown key; did you mean `rows`"):
+    with pytest.raises(ConfigError, match=r"--set simulate.row: `simulate.row`: unknown key; did you mean `rows`"):
         make_job(source)
 
 
 def test_paths_are_relative_to_the_file_and_absolute_in_the_dump(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("from simfer.simulators.two_moons import TwoMoons\nclass Mine(TwoMoons):\n    pass\n")
+    (tmp_path / "mine.py").write_text(
+        "from simfer.simulators.two_moons import TwoMoons\nclass Mine(TwoMoons):\n    pass\n"
+    )
     (tmp_path / "obs.json").write_text('{"x": [0.1, 0.2]}')
     made = job(tmp_path, "simulator: mine.py:Mine\nobservation: obs.json\n")
     assert type(made.simulator).__name__ == "Mine"

@@ -70,13 +70,13 @@ def test_the_report_is_self_contained_and_says_every_verdict(finished: Run) -> N
     assert page.count("data:image/png;base64,") == 6  # corner, four checks, losses
     for check in finished.checks.values():
         assert check.title in page
-    assert "src=\"data:" in page
+    assert 'src="data:' in page
 
 
 def test_the_model_loads_alone(finished: Run) -> None:
     model = simfer.load(finished.folder / "model")
     draws = finished.posterior.sample((20,), seed=0)
-    assert torch.equal(model.posterior.sample((20,), finished.observation, seed=0), draws)  # type: ignore[union-attr]
+    assert torch.equal(model.posterior.sample((20,), finished.observation, seed=0), draws)
 
 
 def test_a_run_loads_without_its_simulator(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -98,7 +98,12 @@ def test_a_run_loads_without_its_simulator(tiny: dict[str, Any], tmp_path: Path)
 
 def test_a_finished_run_is_skipped(finished: Run, tiny: dict[str, Any]) -> None:
     assert set(actions(tiny, finished.folder).values()) == {"skip"}
-    assert set(actions(changed(tiny, local={"executor": "processes"}) if "local" in tiny else {**tiny, "local": {"workers": 7}}, finished.folder).values()) == {"skip"}
+    assert set(
+        actions(
+            changed(tiny, local={"executor": "processes"}) if "local" in tiny else {**tiny, "local": {"workers": 7}},
+            finished.folder,
+        ).values()
+    ) == {"skip"}
 
 
 @pytest.mark.parametrize(
@@ -112,15 +117,19 @@ def test_a_finished_run_is_skipped(finished: Run, tiny: dict[str, Any]) -> None:
         ({"observation": {"values": [0.1, 0.0]}}, ["infer", "report"]),
     ],
 )
-def test_a_change_rebuilds_what_depends_on_it(finished: Run, tiny: dict[str, Any], parts: dict[str, Any], rebuilt: list[str]) -> None:
+def test_a_change_rebuilds_what_depends_on_it(
+    finished: Run, tiny: dict[str, Any], parts: dict[str, Any], rebuilt: list[str]
+) -> None:
     base = {**tiny, "observation": parts["observation"]} if "observation" in parts else changed(tiny, **parts)
     found = actions(base, finished.folder)
     assert [name for name, action in found.items() if action != "skip"] == rebuilt
 
 
-def test_what_changed_is_said_and_nothing_is_lost(copy: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_changed_is_said_and_nothing_is_lost(
+    copy: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     before = simfer.load(copy)
-    digest, draws = before.simulations.digest(), before.draws  # type: ignore[union-attr]
+    digest, draws = before.simulations.digest(), before.draws
     simfer.run(changed(tiny, seed=5), workdir=copy)
     said = capsys.readouterr().out
     assert "simulate: changed, running again (seed: 3 → 5)" in said
@@ -138,7 +147,7 @@ def test_what_changed_is_said_and_nothing_is_lost(copy: Path, tiny: dict[str, An
 
 def test_an_interrupted_stage_continues(copy: Path, tiny: dict[str, Any]) -> None:
     before = simfer.load(copy)
-    losses = before.model.facts["loss"]  # type: ignore[union-attr]
+    losses = before.model.facts["loss"]
     folder = RunFolder(copy)
     marker = folder.done("train")
     assert marker is not None
@@ -157,7 +166,7 @@ def test_a_missing_output_is_made_again(copy: Path, tiny: dict[str, Any]) -> Non
 
 
 def test_a_folder_has_one_user_at_a_time(copy: Path, tiny: dict[str, Any]) -> None:
-    with RunFolder(copy).in_use(), pytest.raises(RunFolderError, match=f"in use by process .*--workdir"):
+    with RunFolder(copy).in_use(), pytest.raises(RunFolderError, match=r"in use by process .*--workdir"):
         simfer.run(tiny, workdir=copy, quiet=True)
 
 

@@ -32,7 +32,7 @@ def test_another_seed_writes_other_bytes(reference: SimulationStore, tmp_path: P
 
 def test_an_interrupted_campaign_resumes_to_the_same_bytes(reference: SimulationStore, tmp_path: Path) -> None:
     class Stops:
-        def map(self, task, items):  # type: ignore[no-untyped-def]
+        def map(self, task, items):
             for i, item in enumerate(items):
                 if i == 3:
                     raise KeyboardInterrupt
@@ -60,13 +60,13 @@ def test_no_two_blocks_share_randomness(reference: SimulationStore) -> None:
 def test_another_campaigns_store_is_refused(reference: SimulationStore, change: dict[str, int]) -> None:
     (key,) = change
     with pytest.raises(StoreError, match=f"belongs to another campaign: it differs in {key}"):
-        simulate(TwoMoons(), **{"rows": ROWS, "path": reference.path, "seed": 7, **change})  # type: ignore[arg-type]
+        simulate(TwoMoons(), **{"rows": ROWS, "path": reference.path, "seed": 7, **change})
 
 
 class Odd(TwoMoons):
     """Raises for a whole batch that holds t1 > 0.9, and for such rows; NaN where t1 < -0.9."""
 
-    def simulate(self, theta, rng, context=None):  # type: ignore[no-untyped-def]
+    def simulate(self, theta, rng, context=None):
         if (theta[:, 0] > 0.9).any():
             raise FloatingPointError("t1 is too large")
         x = super().simulate(theta, rng)["x"]
@@ -88,24 +88,28 @@ def test_on_invalid_fail_names_row_and_reason(tmp_path: Path) -> None:
 
 
 class AlwaysRaises(TwoMoons):
-    def simulate(self, theta, rng, context=None):  # type: ignore[no-untyped-def]
+    def simulate(self, theta, rng, context=None):
         raise ZeroDivisionError("never")
 
 
 class AlwaysNaN(TwoMoons):
-    def simulate(self, theta, rng, context=None):  # type: ignore[no-untyped-def]
+    def simulate(self, theta, rng, context=None):
         return {"x": np.full((len(theta), 2), np.nan)}
 
 
 class Short(TwoMoons):
-    def simulate(self, theta, rng, context=None):  # type: ignore[no-untyped-def]
+    def simulate(self, theta, rng, context=None):
         return {"x": np.zeros((len(theta) - 1, 2))}
 
 
 @pytest.mark.parametrize(
     ("simulator", "error", "match"),
     [
-        (AlwaysRaises(), SimulatorError, "every row of block 0 failed; the first: `simulate` raised ZeroDivisionError: never"),
+        (
+            AlwaysRaises(),
+            SimulatorError,
+            "every row of block 0 failed; the first: `simulate` raised ZeroDivisionError: never",
+        ),
         (AlwaysNaN(), SimulatorError, "none of the 100 simulations is usable"),
         (Short(), ContractError, "one row of `x` for each"),
     ],
