@@ -37,7 +37,7 @@ class NPE(Estimator):
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__(prior, observables, settings)
         self.prior, self.observables, self.settings = prior, observables, settings
-        self.preprocess = Preprocess(observables, settings.transforms, impute=settings.impute)
+        self.preprocess = Preprocess(observables, settings.transforms, whiten=settings.whiten, impute=settings.impute)
         self.embedding, context = build_embedding(settings.embedding, self.preprocess.features)
         self.flow = build_flow(settings.flow, prior.dim, context)
 

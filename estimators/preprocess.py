@@ -35,24 +35,35 @@ class Preprocess(nn.Module):
     Args:
         observables: What x consists of.
         transforms: Observable → function; where not given, `default_transform`.
+        whiten: Whether features are rotated to their principal axes, each scaled to unit variance.
         impute: Whether entries that are not finite become 0, the mean, instead of going on as NaN.
 
     Raises:
         ShapeError: A transform for an observable that is none.
     """
 
-    def __init__(self, observables: Variables, transforms: Mapping[str, XTransform], *, impute: bool = False) -> None:
+    def __init__(
+        self,
+        observables: Variables,
+        transforms: Mapping[str, XTransform],
+        *,
+        whiten: bool = False,
+        impute: bool = False,
+    ) -> None:
         super().__init__()
         for name in transforms:
             if name not in observables.names:
                 raise ShapeError(f"`transforms` has no observable `{name}`; {did_you_mean(name, observables.names)}")
         self.observables = observables
         self.transforms = {v.name: transforms.get(v.name, default_transform(v)) for v in observables}
-        self.impute = impute
+        self.whiten, self.impute = whiten, impute
         self.mean: Tensor
         self.sd: Tensor
         self.register_buffer("mean", torch.zeros(observables.size))
         self.register_buffer("sd", torch.ones(observables.size))
+        self.rotation: Tensor
+        if whiten:
+            self.register_buffer("rotation", torch.eye(observables.size))
 
     @property
     def features(self) -> int:
@@ -77,10 +88,14 @@ class Preprocess(nn.Module):
         sd = ((values - mean).where(finite, 0).square().sum(0) / count).sqrt()
         self.mean.copy_(mean)
         self.sd.copy_(torch.where(sd > 1e-7 * mean.abs(), sd, 1.0))
+        if self.whiten:
+            self.rotation.copy_(_whitening(((values - self.mean) / self.sd).where(finite, 0)))
 
     def forward(self, x: Mapping[str, Tensor]) -> Float[Tensor, "rows feature"]:
         features = (self._transformed(x) - self.mean) / self.sd
-        return features.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if self.impute else features
+        if self.impute:
+            features = features.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return features @ self.rotation if self.whiten else features
 
     def _transformed(self, x: Mapping[str, Tensor]) -> Tensor:
         return torch.cat(
@@ -89,3 +104,9 @@ class Preprocess(nn.Module):
 
     def _sizes(self) -> list[int]:
         return [variable.size for variable in self.observables]
+
+
+def _whitening(features: Tensor) -> Tensor:
+    """Principal axes over their standard deviations, in float64; axes without variance are left small."""
+    variances, axes = torch.linalg.eigh(features.T @ features / len(features))
+    return axes / variances.clamp(min=1e-6 * float(variances.max())).sqrt()

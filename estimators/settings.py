@@ -58,12 +58,15 @@ class DensitySettings(Settings):
         embedding: The summary network.
         transforms: Observable → function applied before standardisation. Where not given: ``log1p`` for counts,
             ``identity`` for the rest.
+        whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
+            tells neighbouring entries apart where they are nearly the same, as in smooth time series.
     """
 
     method: str = "npe"
     flow: FlowSettings = FlowSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     transforms: dict[str, XTransform] = Field(default_factory=dict)
+    whiten: bool = False
 
 
 class EstimatorSettings(DensitySettings):

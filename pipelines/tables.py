@@ -192,7 +192,8 @@ def _training_guess(job: Job, theta: np.ndarray, x: dict[str, np.ndarray]) -> fl
     return (time.perf_counter() - started) / 3 * steps * train.epochs
 
 
-def _bytes(count: float) -> str:
+def _bytes(size: int) -> str:
+    count = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.3g} {unit}"

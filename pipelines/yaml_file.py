@@ -77,7 +77,7 @@ def read_source(given: str | Path | Mapping[str, Any]) -> Source:
     marked = _parse(path)
     if not isinstance(marked, Mapping):
         raise ConfigError(f"{path}: must be a mapping with `simulator:` at least; got {type(marked).__name__}")
-    return Source(_plain(marked), _shown(path), path.parent, path.stem, marked)
+    return Source(_plain(marked), _shown(path), path.parent.resolve(), path.stem, marked)
 
 
 def validate(source: Source) -> tuple[Config, list[str]]:

@@ -64,3 +64,19 @@ def test_a_transform_that_does_not_fit_is_named() -> None:
         preprocess.fit({"y": torch.tensor([1.0, 0.0])})
     with pytest.raises(ShapeError, match="no observable `z`"):
         Preprocess(OBSERVABLES, {"z": "log"})
+
+
+def test_whitened_features_are_uncorrelated_with_unit_variance() -> None:
+    x = {"y": torch.cumsum(rows()["y"], -1), "n": rows()["n"]}
+    preprocess = Preprocess(OBSERVABLES, {}, whiten=True)
+    preprocess.fit(x)
+    features = preprocess(x).double()
+    torch.testing.assert_close(features.T @ features / len(features), torch.eye(7).double(), atol=1e-3, rtol=0)
+
+
+def test_whitening_survives_entries_that_are_copies() -> None:
+    preprocess = Preprocess(Variables([Variable("y", (2,))]), {}, whiten=True)
+    x = {"y": torch.linspace(-1, 1, 50)[:, None].repeat(1, 2)}
+    preprocess.fit(x)
+    assert torch.isfinite(preprocess(x)).all()
+    assert preprocess(x).abs().max() < 10

@@ -170,7 +170,7 @@ def test_truncated_normal_agrees_with_scipy(loc: float, scale: float, low: float
 )
 def test_impossible_marginals_are_named(marginal: object, match: str) -> None:
     with pytest.raises(PriorError, match=match):
-        Prior({"p": marginal})  # type: ignore[dict-item]
+        Prior({"p": marginal})
 
 
 def test_replace_keeps_units_and_refuses_strangers() -> None:

@@ -1,0 +1,164 @@
+"""The command line: exit codes, one clear message, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simfer.pipelines import cli, engine
+from simfer.pipelines.yaml_file import dump
+
+
+@pytest.fixture
+def simfer_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def tiny_yaml(finished: Any, tmp_path: Path) -> str:
+    (tmp_path / "tiny.yaml").write_text(dump(finished.config, tmp_path / "tiny.yaml"))
+    return "tiny.yaml"
+
+
+def test_run_prints_table_verdicts_and_report(simfer_cli: Any, tiny_yaml: str) -> None:
+    code, out, _ = simfer_cli("run", tiny_yaml, "--workdir", "here")
+    assert code == 0
+    for word in ("t1", "t2", "90 % interval", "sbc", "coverage", "tarp", "predictive", "Report: here/report.html"):
+        assert word in out
+    code, out, _ = simfer_cli("run", tiny_yaml, "--workdir", "here")
+    assert code == 0
+    assert out.count("up to date") == 5
+
+
+def test_strict_exits_with_3_when_a_check_fails(simfer_cli: Any, tiny_yaml: str) -> None:
+    impossible = ("--set", "diagnose.checks=[{sbc: {alpha: 1.0}}]")
+    assert simfer_cli("run", tiny_yaml, *impossible, "--strict")[0] == 3
+    assert simfer_cli("run", tiny_yaml, *impossible)[0] == 0
+
+
+def test_to_and_single_stages_stop_early(simfer_cli: Any, tiny_yaml: str, tmp_path: Path) -> None:
+    assert simfer_cli("run", tiny_yaml, "--to", "simulate")[0] == 0
+    assert (tmp_path / "runs/tiny/simulations.zarr").exists()
+    assert not (tmp_path / "runs/tiny/model").exists()
+    assert simfer_cli("infer", tiny_yaml)[0] == 0
+    assert (tmp_path / "runs/tiny/posterior.zarr").exists()
+    assert not (tmp_path / "runs/tiny/calibration.zarr").exists()
+    code, out, _ = simfer_cli("status", "runs/tiny")
+    assert code == 0
+    assert "3,000 ok" in out
+    assert out.count("done") == 3
+    assert out.count("not begun") == 2
+
+
+def test_plan_changes_nothing(simfer_cli: Any, tiny_yaml: str, tmp_path: Path) -> None:
+    code, out, _ = simfer_cli("plan", tiny_yaml)
+    assert code == 0
+    assert "3,000 rows" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nowhere.yaml"), "simfer: no configuration file `nowhere.yaml`"),
+        (("run", "two_moon"), "simfer: no file and no recipe `two_moon`; did you mean `two_moons`?"),
+        (("run", "two_moons", "--to", "inferr"), "simfer: `--to`: unknown stage `inferr`; did you mean `infer`?"),
+        (("run", "two_moons", "--set", "seed"), "simfer: `--set` needs KEY=VALUE; got 'seed'"),
+        (("run", "two_moons", "--set", "seed=[1"), "simfer: `--set` needs a YAML value; got '[1'"),
+        (("run", "two_moons", "--set", "seed.x=1"), "simfer: `--set seed.x`: `seed` is 1, which has no keys"),
+        (("list", "simulator"), "simfer: unknown kind `simulator`; did you mean `simulators`?"),
+        (("show", "two_mons"), "simfer: nothing is called `two_mons`; did you mean `two_moons`?"),
+        (("status", "nowhere"), "simfer: no run at nowhere"),
+    ],
+)
+def test_bad_usage_is_one_message_and_exit_2(simfer_cli: Any, arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = simfer_cli(*arguments)
+    assert code == 2
+    assert err.startswith(message)
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_bad_configuration_writes_nothing(simfer_cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("simulator: two_moons\nobservation: origins\n")
+    assert simfer_cli("run", "bad.yaml")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "raise ZeroDivisionError('oh')",
+            "every row of block 0 failed; the first: `simulate` raised ZeroDivisionError: oh",
+        ),
+        ("return {'x': theta[:-1]}", "one row of `x` for each of the"),
+        ("return {'x': theta[:, :1]}", "must return `x` of shape (2,) per row"),
+        ("return {'x': theta * float('nan')}", "simulations is usable"),
+        ("return {'y': theta}", "must return a dict with exactly x; got y"),
+    ],
+)
+def test_a_bad_simulator_is_one_message_and_exit_2(simfer_cli: Any, tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "bad.py").write_text(
+        "from simfer.simulators.two_moons import TwoMoons\nclass Bad(TwoMoons):\n"
+        f"    def simulate(self, theta, rng, context=None):\n        {body}\n"
+    )
+    (tmp_path / "bad.yaml").write_text("simulator: bad.py:Bad\nobservation: origin\nsimulate: {rows: 200}\n")
+    code, _, err = simfer_cli("run", "bad.yaml")
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_full_disk_is_said_and_the_rest_is_kept(
+    simfer_cli: Any, tiny_yaml: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/tiny/simulations.zarr")
+
+    monkeypatch.setattr(engine, "write_json", full)
+    code, _, err = simfer_cli("run", tiny_yaml)
+    assert code == 2
+    assert err.startswith(
+        "simfer: No space left on device (runs/tiny/simulations.zarr): free some space and run the same"
+    )
+
+
+def test_a_bug_is_not_hidden(simfer_cli: Any, tiny_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "write_json", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["run", tiny_yaml])
+
+
+def test_lists_and_descriptions(simfer_cli: Any) -> None:
+    for what, name in (
+        ("simulators", "two_moons"),
+        ("estimators", "npe"),
+        ("checks", "tarp"),
+        ("recipes", "influenza_1978"),
+    ):
+        code, out, _ = simfer_cli("list", what)
+        assert code == 0
+        assert name in out
+        code, out, _ = simfer_cli("show", name)
+        assert code == 0
+        assert name in out
+    assert "in_bed" in simfer_cli("show", "influenza_1978")[1]
+
+
+def test_schema_is_json_schema(simfer_cli: Any) -> None:
+    code, out, _ = simfer_cli("schema")
+    assert code == 0
+    assert "simulator" in json.loads(out)["properties"]
