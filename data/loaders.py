@@ -16,7 +16,7 @@ import torch
 
 from .batch import Batch
 from .errors import ShapeError
-from .store import OK, SimulationStore
+from .store import INVALID, OK, SimulationStore
 from .variables import Arrays
 
 
@@ -119,8 +119,6 @@ def valid_rows(store: SimulationStore, rows: slice, *, impute: bool = False) -> 
     Dropping them is right for a posterior estimator and only there: whether a row is valid depends on x alone, so
     p(theta | x) of a valid x is not changed by it.
     """
-    from .store import INVALID
-
     theta, x = store.read(rows)
     status = store.status[rows]
     keep = (status == OK) | (impute & (status == INVALID))
