@@ -58,6 +58,10 @@ class MissingFileError(SimferError, FileNotFoundError):
     """A file or folder that is not there."""
 
 
+class UnsupportedError(SimferError, NotImplementedError):
+    """A method that this density cannot have."""
+
+
 class ModelFormatError(SimferError, ValueError):
     """A model folder that this version cannot read."""
 

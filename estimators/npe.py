@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..data.errors import ShapeError
+from ..data.errors import ShapeError, UnsupportedError
 from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Estimator, Posterior, XLike, seeded
@@ -114,7 +114,7 @@ class NPEPosterior(Posterior):
         flow = self.estimator.flow(self._context(x))
         if not flow.has_rsample:
             kind = self.estimator.settings.flow.kind
-            raise NotImplementedError(f"`rsample` needs a reparametrised density; `{kind}` has none: use nsf or maf")
+            raise UnsupportedError(f"`rsample` needs a reparametrised density; `{kind}` has none: use nsf or maf")
         return self._theta(flow.rsample(torch.Size(sample_shape)))
 
     def to(self, device: str | torch.device) -> NPEPosterior:

@@ -10,7 +10,7 @@ import torch
 import torch.distributions as D
 
 import simfer
-from simfer.data.errors import NotFiniteError, ShapeError
+from simfer.data.errors import NotFiniteError, ShapeError, UnsupportedError
 from simfer.estimators.base import Posterior
 from simfer.estimators.model import Model, build_estimator, load_model
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
@@ -144,7 +144,7 @@ def test_rsample_and_log_prob_have_gradients_in_x(name: str) -> None:
 
 def test_rsample_of_a_mixture_is_refused_by_name() -> None:
     estimator = build_estimator(PRIOR, simfer.Variables([simfer.Variable("x", (2,))]), SETTINGS["gmm"])
-    with pytest.raises(NotImplementedError, match="`gmm` has none: use nsf or maf"):
+    with pytest.raises(UnsupportedError, match="`gmm` has none: use nsf or maf"):
         estimator.posterior(PRIOR).rsample((3,), torch.zeros(1, 2))
 
 
