@@ -75,10 +75,13 @@ class InferConfig(Settings):
 
     Attributes:
         draws: How many draws.
+        refine: ``importance`` weights the network's draws by the simulator's likelihood and resamples them, which makes
+            them exact at this observation; needs a simulator with `log_likelihood`.
         predictive: How many replicated data sets for the posterior predictive check; 0 for none.
     """
 
     draws: PositiveInt = 10_000
+    refine: Literal["importance"] | None = None
     predictive: NonNegativeInt = 1000
 
 

@@ -14,7 +14,7 @@ from ..data.observations import read_observation
 from ..data.variables import Arrays
 from ..diagnostics.base import Check
 from ..estimators.preprocess import Preprocess
-from ..simulators.base import Simulator
+from ..simulators.base import HasLikelihood, Simulator
 from ..simulators.campaign import Reference
 from ..simulators.prior import Prior
 from .config import CheckConfig, Config
@@ -70,6 +70,8 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     prior = _prior(simulator, config, found)
     with found.at("train", "transforms"):
         Preprocess(simulator.observables, config.train.transforms)
+    with found.at("infer", "refine"):
+        _require_likelihood(config, simulator)
     observation = None
     with found.at("observation"):
         observation = _observation(config, simulator, source.folder)
@@ -119,6 +121,14 @@ def _require_estimator(method: str) -> None:
     known = registry.names("estimators")
     if method not in known:
         raise ConfigError(f"unknown estimator `{method}`; {did_you_mean(method, known)}")
+
+
+def _require_likelihood(config: Config, simulator: Simulator) -> None:
+    if config.infer.refine and not isinstance(simulator, HasLikelihood):
+        raise ConfigError(
+            f"`refine: {config.infer.refine}` needs a simulator with `log_likelihood`; "
+            f"{config.simulator.name} has none: leave `refine` out"
+        )
 
 
 def _check(item: CheckConfig, index: int, found: Problems) -> Check | None:

@@ -57,7 +57,7 @@ def write_summary(job: Job, folder: RunFolder) -> None:
     stages = {
         name: {
             "seconds": marker.seconds,
-            **{k: v for k, v in marker.numbers.items() if k not in ("checks", "posterior")},
+            **{k: v for k, v in marker.numbers.items() if k not in ("checks", "posterior", "amortised", "refine")},
         }
         for name, marker in markers.items()
     }
@@ -66,7 +66,7 @@ def write_summary(job: Job, folder: RunFolder) -> None:
         "verdict": "fail" if any(c["verdict"] == "fail" for c in checks.values()) else "pass",
         "stages": stages,
         "checks": checks,
-        "posterior": markers["infer"].numbers.get("posterior", {}),
+        **{key: markers["infer"].numbers.get(key, {}) for key in ("posterior", "amortised", "refine")},
     }
     write_json(folder / "summary.json", summary)
 

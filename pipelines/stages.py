@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.errors import SimulatorError
 from ..data.store import SimulationStore
 from ..data.variables import Arrays
+from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
 from .config import Config
 from .folder import RunFolder
 from .job import Job
 from .progress import Reporter
+
+if TYPE_CHECKING:
+    from ..estimators.base import Posterior
+    from ..estimators.importance import Refined
 
 Numbers = dict[str, Any]
 
@@ -186,15 +191,21 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config, observables, parameters = job.config, job.simulator.observables, job.prior.variables
     posterior = load_model(folder / "model").posterior
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
-    theta = draws[:, 0].numpy()
+    theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
+    refined = _refined(job, posterior, reporter)
+    if refined and not refined.refusal:
+        theta, log_density = refined.resample(config.infer.draws, np.random.default_rng((config.seed, 8)))
     prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 6)))
     groups = {
         "posterior": draws_dataset(parameters, columns(parameters, theta)),
         "prior": draws_dataset(parameters, columns(parameters, prior)),
-        "sample_stats": _log_probs(lp[:, 0].numpy()),
+        "sample_stats": _log_probs(log_density),
         "observed_data": data_dataset(observables, job.observation),
     }
     numbers: Numbers = {"posterior": summarise(theta, parameters.names)}
+    if refined:
+        groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
+        numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
     if config.infer.predictive:
         replicates = replicate(job.simulator, theta[: config.infer.predictive], config.seed)
         groups["posterior_predictive"] = draws_dataset(observables, replicates)
@@ -203,6 +214,26 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         numbers["checks"] = {result.name: result.to_json()}
     write_tree(tree(groups, {"run": config.name}), folder / "posterior.zarr")
     return numbers
+
+
+def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:
+    from ..estimators.importance import refine
+
+    if not job.config.infer.refine:
+        return None
+    assert isinstance(job.simulator, HasLikelihood)  # make_job has seen to it
+    assert job.observation is not None
+    refined = refine(
+        posterior, job.simulator.log_likelihood, job.observation, draws=job.config.infer.draws, seed=job.config.seed
+    )
+    if refined.refusal:
+        reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
+    else:
+        reporter.say(
+            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals, "
+            f"log evidence {refined.log_evidence:.3f} ± {refined.log_evidence_sd:.3f}"
+        )
+    return refined
 
 
 def _log_probs(values: np.ndarray) -> Any:

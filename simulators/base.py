@@ -23,7 +23,8 @@ class Simulator(Protocol):
         observables: Names, shapes, dtypes, units and support of what it returns.
 
     A simulator may have, besides: ``observations``, a mapping from a name to shipped data in the form of one row of
-    ``x``; ``version``, a string; and whatever arguments it was made with as plain attributes.
+    ``x``; ``version``, a string; whatever arguments it was made with as plain attributes; and what the protocol
+    `HasLikelihood` describes.
     """
 
     prior: Prior
@@ -43,6 +44,17 @@ class Simulator(Protocol):
             Name of an observable → array of shape ``(rows, *shape)``, row i from ``theta[i]`` alone. A row that
             could not be simulated is NaN.
         """
+        ...
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """A simulator whose likelihood is known, for refinement, evidence and tests."""
+
+    def log_likelihood(
+        self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """log p(x | theta), shape ``(rows,)``; x has one row per row of theta, or one row that is meant for all."""
         ...
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from scipy.stats import nbinom
 from torch.distributions import Exponential
 
 from ..data.variables import COUNT, Variable, Variables
@@ -46,10 +47,19 @@ class Influenza1978:
     def simulate(
         self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        infected = expected_in_bed(theta)
-        dispersion = np.maximum(theta[:, 2:], 1e-9)  # below, the counts are Poisson to double precision
+        infected, dispersion = expected_in_bed(theta), _dispersion(theta)
         rate = rng.gamma(1 / dispersion, dispersion * infected)
         return {"in_bed": rng.poisson(rate).astype(np.int32)}
+
+    def log_likelihood(
+        self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        infected, size = np.maximum(expected_in_bed(theta), 1e-300), 1 / _dispersion(theta)
+        return np.asarray(nbinom.logpmf(x["in_bed"], size, size / (size + infected))).sum(1)
+
+
+def _dispersion(theta: np.ndarray) -> np.ndarray:
+    return np.maximum(theta[:, 2:], 1e-9)  # below, the counts are Poisson to double precision
 
 
 def expected_in_bed(theta: np.ndarray, step: float = _STEP) -> np.ndarray:

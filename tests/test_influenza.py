@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 import simfer
 from simfer.pipelines.api import Run
-from simfer.simulators.influenza_1978 import Influenza1978, expected_in_bed
+from simfer.simulators.influenza_1978 import Influenza1978
 
 REFERENCE = Path(__file__).parent / "reference" / "influenza_1978_reference.npz"
 
@@ -29,14 +28,17 @@ def exact() -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False,
-    reason="100,000 simulations leave 0.1 to 0.3 sd at this observation, though 0.1 sd at outbreaks like it (below): "
-    "its residuals are smoother than the model's. See tests/benchmarks/influenza.py",
-)
 def test_medians_are_within_a_tenth_of_a_standard_deviation(run: Run, exact: np.ndarray) -> None:
     off = (np.median(run.draws, axis=0) - np.median(exact, axis=0)) / exact.std(0)
     assert (np.abs(off) <= 0.1).all(), off
+
+
+@pytest.mark.slow
+def test_the_network_alone_is_within_half_a_standard_deviation_here(run: Run, exact: np.ndarray) -> None:
+    """100,000 simulations do not pin down this outbreak, whose residuals are smoother than the model's: 0.1 to 0.4 sd."""
+    amortised = np.array([row["median"] for row in run.summary["amortised"].values()])
+    off = (amortised - np.median(exact, axis=0)) / exact.std(0)
+    assert (np.abs(off) <= 0.5).all(), off
 
 
 @pytest.mark.slow
@@ -72,8 +74,7 @@ def test_outbreaks_like_it_are_inferred_to_a_fraction_of_a_standard_deviation(ru
 
 def _off(draws: np.ndarray, log_q: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(mean of q − exact mean) / exact sd, the exact ones by weighting the draws with likelihood × prior / q."""
-    mean, size = np.maximum(expected_in_bed(draws), 1e-300), 1 / draws[:, 2:]
-    log_likelihood = scipy.stats.nbinom.logpmf(counts, size, size / (size + mean)).sum(1)
+    log_likelihood = Influenza1978().log_likelihood(draws, {"in_bed": counts[None]})
     log_weight = log_likelihood + Influenza1978.prior.log_prob(torch.from_numpy(draws)).numpy() - log_q
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()

@@ -55,3 +55,21 @@ def test_two_moons_cannot_tell_theta_from_its_mirror_image() -> None:
     rng = np.random.default_rng(0)
     theta, x = rng.uniform(-1, 1, (100, 2)), rng.normal(0, 0.3, (100, 2))
     np.testing.assert_array_equal(log_likelihood(theta, x), log_likelihood(-theta[:, ::-1], x))
+
+
+def test_influenza_likelihood_fits_its_simulator() -> None:
+    """Counts of one day: frequencies against probabilities, which sum to one."""
+    theta, counts = np.array([[1.7, 0.5, 0.14]]), np.arange(3000)
+    x = np.tile(counts[:, None], (1, 14))
+    alone = [Influenza1978().log_likelihood(theta, {"in_bed": np.where(np.arange(14) == day, x, 0)}) for day in (3, 6)]
+    fewest = Influenza1978().log_likelihood(theta, {"in_bed": np.zeros((1, 14), int)})
+    for day, values in zip((3, 6), alone, strict=True):
+        relative = np.exp(values - fewest)  # p(n) / p(0) of that day
+        probability = relative / relative.sum()
+        drawn = Influenza1978().simulate(np.tile(theta, (50_000, 1)), np.random.default_rng(day))["in_bed"][:, day]
+        mean = probability @ counts
+        assert abs(drawn.mean() - mean) < 5 * drawn.std() / np.sqrt(len(drawn))
+        assert (
+            scipy.stats.binomtest(int((drawn <= mean).sum()), len(drawn), probability[: int(mean) + 1].sum()).pvalue
+            > 1e-3
+        )

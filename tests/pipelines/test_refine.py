@@ -1,0 +1,70 @@
+"""`infer: {refine: importance}` in a whole run: exact draws, an honest refusal, a clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import simfer
+from simfer.data.errors import ConfigError
+from simfer.data.variables import Variable, Variables
+
+
+class Line:
+    """x = theta + noise: the exact posterior of x = 1 is N(0.8, 0.2)."""
+
+    prior = simfer.Prior({"a": {"dist": "Normal", "loc": 0.0, "scale": 1.0}})
+    observables = Variables([Variable("x", (1,))])
+    observations: ClassVar[dict[str, dict[str, list[float]]]] = {"one": {"x": [1.0]}}
+
+    def simulate(self, theta, rng, context=None):
+        return {"x": theta + 0.5 * rng.standard_normal(theta.shape)}
+
+
+class Known(Line):
+    def log_likelihood(self, theta, x, context=None):
+        return scipy.stats.norm.logpdf(x["x"], theta, 0.5).sum(1)
+
+
+class Impossible(Line):
+    def log_likelihood(self, theta, x, context=None):
+        return np.full(len(theta), -np.inf)
+
+
+CONFIG: dict[str, Any] = {
+    "simulator": "line",
+    "observation": "one",
+    "simulate": {"rows": 1500},
+    "train": {"flow": {"kind": "maf", "transforms": 1, "hidden": [8]}, "embedding": {"kind": "none"}, "epochs": 2},
+    "diagnose": [],
+    "infer": {"draws": 4000, "refine": "importance", "predictive": 0},
+}
+
+
+def test_draws_become_exact_and_both_posteriors_are_kept(tmp_path: Path) -> None:
+    run = simfer.run(CONFIG, simulator=Known(), workdir=tmp_path / "run", quiet=True)
+    assert scipy.stats.kstest(np.unique(run.draws[:, 0].numpy()), "norm", (0.8, np.sqrt(0.2))).statistic < 0.03
+    assert abs(run.draws.mean() - 0.8) < abs(run.summary["amortised"]["a"]["mean"] - 0.8) + 0.02
+    assert run.summary["refine"]["accepted"]
+    evidence = scipy.stats.norm.logpdf(1.0, 0, np.sqrt(1.25))
+    assert abs(run.summary["refine"]["log_evidence"] - evidence) < 5 * run.summary["refine"]["log_evidence_sd"]
+    assert "amortised" in run.results.children
+    lp = run.results["sample_stats"]["lp"].to_numpy()[0]
+    np.testing.assert_allclose(lp, scipy.stats.norm.logpdf(run.draws[:, 0], 0.8, np.sqrt(0.2)), atol=0.05)
+    assert "importance sampling" in run.report.read_text(encoding="utf-8")
+
+
+def test_a_refusal_keeps_the_networks_draws_and_says_so(tmp_path: Path) -> None:
+    run = simfer.run(CONFIG, simulator=Impossible(), workdir=tmp_path / "run", quiet=True)
+    assert not run.summary["refine"]["accepted"]
+    assert run.summary["posterior"] == run.summary["amortised"]
+    assert "Refinement refused" in run.report.read_text(encoding="utf-8")
+
+
+def test_a_simulator_without_likelihood_cannot_be_refined(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a simulator with `log_likelihood`"):
+        simfer.run(CONFIG, simulator=Line(), workdir=tmp_path / "run", quiet=True)
