@@ -16,7 +16,8 @@ import torch
 
 from .batch import Batch
 from .errors import ShapeError
-from .store import INVALID, OK, SimulationStore
+from .records import INVALID, OK
+from .store import SimulationStore
 from .variables import Arrays
 
 

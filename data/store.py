@@ -2,19 +2,22 @@
 
 Layout::
 
-    theta (simulation, parameter) float64      status (simulation) int8       runtime (simulation) float32, seconds a row
-    one array per observable (simulation, …)   parameter: names of the parameters
+    theta (simulation, parameter) float64      one array per observable (simulation, …)      parameter: their names
+    context/… (simulation, …)                  u (simulation, …) float64                     group (simulation) int64
+    status (simulation) int8                   reason (simulation) text                      runtime (simulation) float32, s
 
-A chunk holds one *block* of rows, the unit of reading and of randomness; a shard holds whole blocks and is the unit of
-writing. Every array has the same shard length along ``simulation`` and one shard has one writer, so nothing is locked
-and no two writers ever share a file. A writer marks ``status`` last: what is marked done is whole. Checksums (CRC32C
-over the compressed bytes, because Zstandard alone reads a flipped byte) are verified on every read.
+``context``, ``u`` and ``group`` are there where the campaign has them. A chunk holds one *block* of rows, the unit of
+reading and of randomness; a shard holds whole blocks and is the unit of writing. Every array has the same shard length
+along ``simulation`` and one shard has one writer, so nothing is locked and no two writers ever share a file. A writer
+marks ``status`` last: what is marked done is whole. Checksums (CRC32C over the compressed bytes, because Zstandard alone
+reads a flipped byte) are verified on every read. ``reason`` has files only where a row is not ok.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,50 +28,30 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
 from .errors import CorruptStoreError, MissingFileError, StoreError
-from .files import fingerprint, new_folder, sweep
+from .files import fingerprint, new_folder, remove, sweep
+from .layout import Layout
+from .records import PENDING, STATUS, Records, Schema, no_reasons
 from .variables import Arrays, Variable, Variables
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SCHEMA_VERSION = 1
-STATUS = ("pending", "ok", "invalid", "failed", "timeout")
-PENDING, OK, INVALID, FAILED, TIMEOUT = range(len(STATUS))
-
-_CHUNK_BYTES = 4 * 2**20
-_SHARDS = 16
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)  # 1 had neither context, u, group, reason nor segments
+_TEXT = np.dtypes.StringDType()
+_CODECS = (ZstdCodec(level=3), Crc32cCodec())
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How many rows there are, in a block and in a shard; fixed when the store is made."""
+class Damage:
+    """One array of one shard that cannot be read."""
 
-    rows: int
-    block: int
     shard: int
+    array: str
+    what: str
 
-    @classmethod
-    def choose(cls, rows: int, observables: Variables) -> Layout:
-        """Blocks of at most 1,000 rows and 4 MiB, gathered into about 16 shards."""
-        if rows < 1:
-            raise StoreError(f"`rows` of a campaign must be at least 1; got {rows}")
-        row_bytes = max(sum(v.size * np.dtype(v.dtype).itemsize for v in observables), 1)
-        block = max(1, min(1000, rows, _CHUNK_BYTES // row_bytes))
-        blocks = -(-rows // block)
-        return cls(rows, block, block * max(1, blocks // _SHARDS))
-
-    @property
-    def shards(self) -> int:
-        return -(-self.rows // self.shard)
-
-    def shard_rows(self, shard: int) -> slice:
-        return slice(shard * self.shard, min((shard + 1) * self.shard, self.rows))
-
-    def blocks(self, shard: int) -> list[tuple[int, int]]:
-        """(number of the block, its rows) of every block of ``shard``."""
-        rows = self.shard_rows(shard)
-        starts = range(rows.start, rows.stop, self.block)
-        return [(start // self.block, min(self.block, rows.stop - start)) for start in starts]
+    def __str__(self) -> str:
+        return f"shard {self.shard}, array `{self.array}`: {self.what}"
 
 
 class SimulationStore:
@@ -79,14 +62,11 @@ class SimulationStore:
         self._group = group
         attributes: dict[str, Any] = dict(group.attrs)
         self.attributes = attributes
-        self.layout = Layout(**attributes["layout"])
-        self.parameters = Variables.from_json(attributes["parameters"])
-        self.observables = Variables.from_json(attributes["observables"])
+        self.layout = Layout.from_json(attributes["layout"])
+        self.schema = Schema.from_json(attributes)
 
     @classmethod
-    def create(
-        cls, path: str | Path, layout: Layout, parameters: Variables, observables: Variables, attributes: dict[str, Any]
-    ) -> SimulationStore:
+    def create(cls, path: str | Path, layout: Layout, schema: Schema, attributes: dict[str, Any]) -> SimulationStore:
         """Make an empty store in one step; every row is pending.
 
         Raises:
@@ -95,20 +75,11 @@ class SimulationStore:
         path = Path(path)
         if path.exists():
             raise StoreError(f"`path` of a new store must be free; {path} exists: open it or choose another")
-        described = {
-            "schema_version": SCHEMA_VERSION,
-            "layout": {"rows": layout.rows, "block": layout.block, "shard": layout.shard},
-            "parameters": parameters.to_json(),
-            "observables": observables.to_json(),
-            **attributes,
-        }
-        with new_folder(path) as folder, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", ZarrUserWarning
-            )  # consolidated metadata: xarray reads it, the spec has it not
+        described = {"schema_version": SCHEMA_VERSION, "layout": layout.to_json(), **schema.to_json(), **attributes}
+        with new_folder(path) as folder:
             group = zarr.create_group(folder, zarr_format=3, attributes=described)
-            _create_arrays(group, layout, parameters, observables)
-            zarr.consolidate_metadata(group.store)
+            _create_arrays(group, layout, schema)
+            _consolidate(group)
         return cls.open(path)
 
     @classmethod
@@ -125,12 +96,24 @@ class SimulationStore:
         with zarr.config.set({"array.write_empty_chunks": True}):  # else a shard full of the fill value looks missing
             group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
         version = group.attrs.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version is None:
             raise StoreError(
-                f"the store {path} has schema version {version}; this simfer reads version {SCHEMA_VERSION}: "
+                f"{path} is a Zarr group but no simulation store; `simfer import` makes one of your arrays"
+            )
+        if version not in _READABLE:
+            raise StoreError(
+                f"the store {path} has schema version {version}; this simfer reads {_READABLE[0]} to {_READABLE[-1]}: "
                 "open it with the simfer that wrote it"
             )
         return cls(path, group)
+
+    @property
+    def parameters(self) -> Variables:
+        return self.schema.parameters
+
+    @property
+    def observables(self) -> Variables:
+        return self.schema.observables
 
     @property
     def rows(self) -> int:
@@ -139,27 +122,35 @@ class SimulationStore:
     @property
     def status(self) -> np.ndarray:
         """Status of every row, an index into `STATUS`."""
-        return self._read("status", slice(None))
+        return self.read_array("status")
 
     def counts(self) -> dict[str, int]:
         """How many rows have each status."""
         found = np.bincount(self.status, minlength=len(STATUS))
         return dict(zip(STATUS, (int(n) for n in found), strict=True))
 
+    def shards_with(self, statuses: Sequence[int]) -> list[int]:
+        """Shards that hold a row of one of these statuses."""
+        wanted = np.flatnonzero(np.isin(self.status, list(statuses)))
+        return [int(shard) for shard in np.unique(wanted // self.layout.shard)]
+
     def pending_shards(self) -> list[int]:
         """Shards still to be written: not marked done, or with a file missing."""
-        status, layout = self.status, self.layout
-        return [
-            shard
-            for shard in range(layout.shards)
-            if (status[layout.shard_rows(shard)] == PENDING).any() or not self._files_exist(shard)
-        ]
+        pending = set(self.shards_with([PENDING]))
+        return [s for s in range(self.layout.shards) if s in pending or not self.is_whole(s)]
 
-    def write_shard(self, shard: int, theta: np.ndarray, x: Arrays, status: np.ndarray, runtime: np.ndarray) -> None:
+    def is_whole(self, shard: int) -> bool:
+        """Whether every array has a file for ``shard``."""
+        return not self._missing(shard)
+
+    def write_shard(self, shard: int, records: Records) -> None:
         """Write one whole shard, its status last. Writing the same again changes nothing."""
         rows = self.layout.shard_rows(shard)
+        reason = np.asarray(no_reasons(records.rows) if records.reason is None else records.reason, dtype=_TEXT)
+        if "reason" in self._group and (reason.astype(bool).any() or self._file("reason", shard).exists()):
+            self._array("reason")[rows] = reason
         with zarr.config.set({"array.write_empty_chunks": True}):
-            for name, values in {"theta": theta, **x, "runtime": runtime, "status": status}.items():
+            for name, values in records.arrays().items():
                 self._array(name)[rows] = values
 
     def read(self, rows: slice = slice(None)) -> tuple[np.ndarray, Arrays]:
@@ -168,21 +159,82 @@ class SimulationStore:
         Raises:
             CorruptStoreError: A checksum does not fit.
         """
-        return self._read("theta", rows), {name: self._read(name, rows) for name in self.observables.names}
+        return self.read_array("theta", rows), {name: self.read_array(name, rows) for name in self.observables.names}
+
+    def read_records(self, rows: slice = slice(None)) -> Records:
+        """All that the store has of some rows.
+
+        Raises:
+            CorruptStoreError: A checksum does not fit.
+        """
+        arrays = {name: self.read_array(name, rows) for name in self._row_arrays()}
+        return Records.from_arrays(arrays, self.schema, self.reasons(rows))
+
+    def reasons(self, rows: slice = slice(None)) -> np.ndarray:
+        """Why rows are not ok, as text, empty where they are."""
+        if "reason" not in self._group:
+            return no_reasons(len(range(*rows.indices(self.rows))))
+        return self.read_array("reason", rows).astype(object)
+
+    def read_array(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of one array: ``theta``, an observable, ``context/NAME``, ``u``, ``group``, ``status`` or ``runtime``.
+
+        Raises:
+            CorruptStoreError: A checksum does not fit; names the shard.
+        """
+        start, stop, _ = rows.indices(self.rows)
+        try:
+            return np.asarray(self._array(name)[start:stop])
+        except (ValueError, RuntimeError) as error:
+            shards = range(start // self.layout.shard, -(-stop // self.layout.shard))
+            damaged = next((d for s in shards if (d := self._damage(s, name))), f"array `{name}`: {error}")
+            raise CorruptStoreError(_damaged(self.path, [damaged])) from error
+
+    def damages(self) -> Iterator[Damage]:
+        """Read every byte that is marked done, and name what cannot be read."""
+        for shard in range(self.layout.shards):
+            found = [d for name in self._row_arrays() if (d := self._damage(shard, name))]
+            yield from found
+            if any(d.array == "status" for d in found):
+                continue
+            done = (self.read_array("status", self.layout.shard_rows(shard)) != PENDING).any()
+            yield from (
+                Damage(shard, name, "marked done but a file is missing") for name in self._missing(shard) if done
+            )
 
     def verify(self) -> None:
         """Read every byte that is marked done.
 
         Raises:
-            CorruptStoreError: Naming the array and shard that is damaged or missing.
+            CorruptStoreError: Naming every array and shard that is damaged or missing.
         """
-        for shard in range(self.layout.shards):
-            rows = self.layout.shard_rows(shard)
-            done = (self._read("status", rows) != PENDING).any()
-            if done and not self._files_exist(shard):
-                raise CorruptStoreError(f"shard {shard} of {self.path} is marked done but a file of it is missing")
-            for name in self._row_arrays():
-                self._read(name, rows)
+        found = list(self.damages())
+        if found:
+            raise CorruptStoreError(_damaged(self.path, found))
+
+    def discard(self, shard: int) -> None:
+        """Give a shard up: its rows are pending again, to be filled by the same campaign."""
+        for name in ("status", *(name for name in self._row_arrays() if name != "status"), "reason"):
+            remove(self._file(name, shard))
+
+    def extend(self, rows: int) -> None:
+        """Add pending rows at the end; what is there stays as it is.
+
+        Raises:
+            StoreError: Fewer rows than there are.
+        """
+        layout = self.layout.extended(rows)
+        for name in (*self._row_arrays(), "reason"):
+            array = self._array(name)
+            array.resize((rows, *array.shape[1:]))
+        self.annotate({"layout": layout.to_json()})  # last: what is beyond the layout's rows is not read
+        self.layout = layout
+
+    def annotate(self, attributes: dict[str, Any]) -> None:
+        """Add to the attributes."""
+        self._group.attrs.update(attributes)
+        _consolidate(self._group)
+        self.attributes = {**self.attributes, **attributes}
 
     def digest(self) -> str:
         """SHA-256 over the bytes that must not depend on machine load: all files of all arrays but ``runtime``."""
@@ -206,40 +258,51 @@ class SimulationStore:
         return xr.open_zarr(self.path)
 
     def _row_arrays(self) -> tuple[str, ...]:
-        return ("theta", *self.observables.names, "runtime", "status")
+        return tuple(name for name, _, _ in self.schema.arrays())
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
 
-    def _read(self, name: str, rows: slice) -> np.ndarray:
+    def _file(self, name: str, shard: int) -> Path:
+        return self.path / name / "c" / "/".join([str(shard)] + ["0"] * (self._array(name).ndim - 1))
+
+    def _missing(self, shard: int) -> list[str]:
+        """Arrays of which ``shard`` has no file."""
+        return [name for name in self._row_arrays() if not self._file(name, shard).is_file()]
+
+    def _damage(self, shard: int, name: str) -> Damage | None:
+        rows = self.layout.shard_rows(shard)
         try:
-            return np.asarray(self._array(name)[rows])
+            self._array(name)[rows]
         except (ValueError, RuntimeError) as error:
-            raise CorruptStoreError(
-                f"array `{name}` of {self.path} is damaged between rows {rows.start or 0} and {rows.stop or self.rows} "
-                f"({error}): delete the shard's files under {self.path / name / 'c'} and run the same command again"
-            ) from error
-
-    def _files_exist(self, shard: int) -> bool:
-        return all(
-            (self.path / name / "c" / "/".join([str(shard)] + ["0"] * (self._array(name).ndim - 1))).is_file()
-            for name in self._row_arrays()
-        )
+            return Damage(shard, name, str(error))
+        return None
 
 
-def _create_arrays(group: zarr.Group, layout: Layout, parameters: Variables, observables: Variables) -> None:
-    theta = Variable("parameters", (len(parameters),), "float64", dims=("parameter",))
-    units = {"units": [v.units for v in parameters], "long_name": "parameters"}
-    _create(group, layout, "theta", theta, units)
-    for variable in observables:
-        attributes = {"units": variable.units, "long_name": variable.label or variable.name}
-        _create(group, layout, variable.name, variable, attributes)
-    _create(group, layout, "runtime", Variable("seconds", (), "float32"), {"units": "s"})
-    flags = {"flag_values": list(range(len(STATUS))), "flag_meanings": " ".join(STATUS)}
-    _create(group, layout, "status", Variable("flag", (), "int8"), flags)
-    names = np.array(parameters.names, dtype=np.dtypes.StringDType())
+def _damaged(path: Path, found: Sequence[object]) -> str:
+    listed = "; ".join(map(str, found[:5])) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+    return (
+        f"the store {path} is damaged: {listed}: run `simfer verify {path} --repair` to give these shards up, "
+        "then the same command again to simulate them anew"
+    )
+
+
+def _create_arrays(group: zarr.Group, layout: Layout, schema: Schema) -> None:
+    for name, variable, attributes in schema.arrays():
+        _create(group, layout, name, variable, attributes)
+    group.create_array(
+        "reason",
+        shape=(layout.rows,),
+        dtype=_TEXT,
+        chunks=(layout.block,),
+        shards=(layout.shard,),
+        compressors=list(_CODECS),
+        fill_value="",
+        dimension_names=("simulation",),
+    )
+    names = np.array(schema.parameters.names, dtype=_TEXT)
     group.create_array("parameter", data=names, dimension_names=("parameter",))
 
 
@@ -250,8 +313,15 @@ def _create(group: zarr.Group, layout: Layout, name: str, variable: Variable, at
         dtype=variable.dtype,
         chunks=(layout.block, *variable.shape),
         shards=(layout.shard, *variable.shape),
-        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        compressors=list(_CODECS),
         fill_value=np.nan if np.dtype(variable.dtype).kind == "f" else 0,
         dimension_names=("simulation", *variable.axes),
         attributes=attributes,
     )
+
+
+def _consolidate(group: zarr.Group) -> None:
+    """xarray reads consolidated metadata; the specification has it not, which zarr warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(group.store)

@@ -23,8 +23,8 @@ class Simulator(Protocol):
         observables: Names, shapes, dtypes, units and support of what it returns.
 
     A simulator may have, besides: ``observations``, a mapping from a name to shipped data in the form of one row of
-    ``x``; ``version``, a string; whatever arguments it was made with as plain attributes; and what the protocol
-    `HasLikelihood` describes.
+    ``x``; ``version``, a string; whatever arguments it was made with as plain attributes; and what the protocols
+    `HasLikelihood`, `HasContext`, `HasBaseNumbers` and `HasGroups` describe.
     """
 
     prior: Prior
@@ -58,13 +58,71 @@ class HasLikelihood(Protocol):
         ...
 
 
-def simulate_checked(simulator: Simulator, theta: np.ndarray, rng: np.random.Generator) -> Arrays:
-    """Simulate and hold the simulator to its contract.
+@runtime_checkable
+class ContextPrior(Protocol):
+    """Where the known nuisance of simulated rows comes from; a `Prior` is one, of scalars."""
+
+    @property
+    def variables(self) -> Variables: ...
+
+    def draw(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Name → array of shape ``(rows, *shape)``, a function of ``rng`` alone."""
+        ...
+
+
+@runtime_checkable
+class HasContext(Protocol):
+    """A simulator whose data depend on something known for each observation, such as an exposure time.
+
+    ``simulate`` and ``log_likelihood`` then get it as ``context``, one row per row of theta.
+    """
+
+    context: ContextPrior
+
+
+@runtime_checkable
+class HasBaseNumbers(Protocol):
+    """A simulator that is a function of theta and of random numbers u drawn apart from it; campaigns record u.
+
+    ``simulate(theta, rng)`` must equal ``simulate_from_u(theta, sample_u(len(theta), rng))``.
+    """
+
+    u_shape: tuple[int, ...]
+
+    def sample_u(self, rows: int, rng: np.random.Generator) -> np.ndarray:
+        """Base random numbers, ``(rows, *u_shape)``."""
+        ...
+
+    def simulate_from_u(
+        self, theta: np.ndarray, u: np.ndarray, context: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """x as a function, without randomness of its own."""
+        ...
+
+
+@runtime_checkable
+class HasGroups(Protocol):
+    """A simulator of which ``group_size`` rows in turn share one theta, as galaxies of one universe do."""
+
+    group_size: int
+
+
+def simulate_checked(
+    simulator: Simulator,
+    theta: np.ndarray,
+    rng: np.random.Generator,
+    context: Arrays | None = None,
+    u: np.ndarray | None = None,
+) -> Arrays:
+    """Simulate, from base random numbers if given, and hold the simulator to its contract.
 
     Raises:
         ContractError: Wrong names, number of rows, shapes or dtypes.
     """
-    x = simulator.simulate(theta, rng)
+    if u is not None and isinstance(simulator, HasBaseNumbers):
+        x = simulator.simulate_from_u(theta, u, context) if context else simulator.simulate_from_u(theta, u)
+    else:
+        x = simulator.simulate(theta, rng, context) if context else simulator.simulate(theta, rng)
     name = type(simulator).__name__
     if not isinstance(x, dict) or set(x) != set(simulator.observables.names):
         got = ", ".join(map(str, x)) if isinstance(x, dict) else type(x).__name__

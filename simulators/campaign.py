@@ -1,8 +1,7 @@
 """Campaigns: fill a store with simulations on any executor, stop anywhere, go on, and end with the same bytes.
 
-Randomness belongs to the block, not to the worker: block b uses the generator of
-``SeedSequence(seed, spawn_key=(b,))`` for its theta and then for its one call of ``simulate``. A block whose call
-raises is run again row by row, row r with ``spawn_key=(b, r, attempt)``, so that one bad row costs one row.
+Randomness belongs to the block, not to the worker (`block`). A row that cannot be simulated is recorded with its reason
+and costs nothing but itself, whether its simulator raises, hangs, crashes or is killed (`guard`, `trail`).
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +19,21 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ..data import registry
-from ..data.errors import ContractError, SimulatorError, StoreError
+from ..data.errors import CorruptStoreError, SimulatorError, StoreError, UnsupportedError
 from ..data.files import fingerprint
-from ..data.store import FAILED, INVALID, OK, STATUS, Layout, SimulationStore
-from ..data.variables import Arrays
-from .base import Simulator, describe, simulate_checked
+from ..data.layout import Block, Layout
+from ..data.records import FAILED, INVALID, NOTHING, PENDING, STATUS, TIMEOUT, Records, Schema
+from ..data.store import SimulationStore
+from .base import HasBaseNumbers, HasContext, HasGroups, Simulator, describe
+from .block import BlockSimulator, Protection
 from .prior import Prior
+from .trail import Trail, filling
 
 logger = logging.getLogger(__name__)
 
 OnInvalid = Literal["mask", "fail", "impute"]
+_HOPELESS = 100  # rows; none of them simulated: the rest will not be either
+_BAD = (INVALID, FAILED, TIMEOUT)
 
 
 @runtime_checkable
@@ -42,11 +45,11 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What became of one shard: rows by status, and the first thing that went wrong, with its row."""
+    """What became of one shard: rows by status, and for each status an example of what went wrong."""
 
     shard: int
     counts: dict[str, int]
-    problem: str = ""
+    problems: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +82,54 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class FillShard:
-    """The task of one worker: simulate one shard and write it."""
+    """The task of one worker: simulate what one shard lacks and write it.
+
+    Attributes:
+        store: Its folder.
+        simulator: The forward model, or how to find it.
+        prior: Of theta.
+        seed: Root of all randomness.
+        protection: Against rows that fail.
+        again: Statuses of rows to be tried once more, besides filling pending blocks.
+        attempt: Number of their next attempt.
+    """
 
     store: Path
     simulator: Simulator | Reference
     prior: Prior
     seed: int
+    protection: Protection = field(default_factory=Protection)
+    again: tuple[int, ...] = ()
+    attempt: int = 0
 
     def __call__(self, shard: int) -> ShardReport:
         simulator = _loaded(self.simulator) if isinstance(self.simulator, Reference) else self.simulator
-        store = SimulationStore.open(self.store)
-        blocks = [
-            _simulate_block(simulator, self.prior, self.seed, block, rows) for block, rows in store.layout.blocks(shard)
-        ]
-        theta, status, runtime = (
-            np.concatenate([getattr(b, key) for b in blocks]) for key in ("theta", "status", "runtime")
-        )
-        x = {name: np.concatenate([block.x[name] for block in blocks]) for name in store.observables.names}
-        store.write_shard(shard, theta, x, status, runtime)
-        found = np.bincount(status, minlength=len(STATUS))
-        counts = {name: int(n) for name, n in zip(STATUS, found, strict=True)}
-        return ShardReport(shard, counts, next((block.problem for block in blocks if block.problem), ""))
+        store, trail = SimulationStore.open(self.store), Trail(self.store, shard)
+        rows = store.layout.shard_rows(shard)
+        begun = store.is_whole(shard) and (store.read_array("status", rows) != PENDING).any()
+        before = store.read_records(rows) if begun else None
+        parts = [self._block(simulator, store, trail, block, before) for block in store.layout.blocks(shard)]
+        records = Records.join(parts, store.schema)
+        store.write_shard(shard, records)
+        trail.end()
+        return _report(shard, records, rows.start, self.prior)
+
+    def _block(
+        self, simulator: Simulator, store: SimulationStore, trail: Trail, block: Block, before: Records | None
+    ) -> Records:
+        start = block.rows.start - block.rows.start // store.layout.shard * store.layout.shard
+        known = before and before.select(slice(start, start + block.length), store.schema)
+        redo = [] if known is None else np.flatnonzero(np.isin(known.status, self.again)).tolist()
+        if known is not None and (known.status != PENDING).all() and not redo:
+            return known
+        suspect = trail.suspects(block)
+        trail.begin(block)
+        protection = replace(self.protection, isolate=self.protection.isolate or suspect or trail.fragile)
+        simulate = BlockSimulator(simulator, self.prior, self.seed, protection)
+        records = simulate.again(block, known, redo, self.attempt) if known is not None and redo else simulate(block)
+        if suspect and np.isin(records.status, (FAILED, TIMEOUT)).any():
+            trail.mark_fragile()
+        return records
 
 
 def simulate(
@@ -111,10 +141,12 @@ def simulate(
     prior: Prior | None = None,
     executor: Executor | None = None,
     on_invalid: OnInvalid = "mask",
+    protection: Protection | None = None,
+    block: int | None = None,
     reference: Reference | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> SimulationStore:
-    """Fill the store at ``path`` with ``rows`` simulations; if it is there already, finish it.
+    """Fill the store at ``path`` with ``rows`` simulations; if it is there already, finish it, or add what it lacks.
 
     Args:
         simulator: The forward model.
@@ -124,6 +156,8 @@ def simulate(
         prior: Overrides the simulator's own.
         executor: Runs the shards; one after the other in this process when None.
         on_invalid: ``fail`` stops at the first row that raises or is not finite; ``mask`` and ``impute`` record it.
+        protection: Time limit, retries, child processes; none when None.
+        block: Rows simulated by one call; chosen from the size of a row when None. Fixed when the store is made.
         reference: The simulator by name, for executors whose workers must find it themselves.
         progress: Called with the number of rows just done.
 
@@ -131,29 +165,120 @@ def simulate(
         The complete store.
 
     Raises:
-        StoreError: The store belongs to another campaign; says what differs.
-        SimulatorError: The simulator broke its contract, raised for every row, or gave no finite row at all.
+        StoreError: The store belongs to another campaign, or has more rows; says what differs.
+        SimulatorError: The simulator broke its contract, or gave no usable row at all.
     """
     prior = prior or simulator.prior
-    store = _open_or_create(simulator, prior, rows, Path(path), seed)
-    pending = store.pending_shards()
-    progress(store.rows - sum(_shard_length(store, shard) for shard in pending))
-    task = FillShard(store.path, reference or simulator, prior, seed)
-    for report in (executor or _InThisProcess()).map(task, pending):
-        _judge(report, on_invalid)
-        progress(_shard_length(store, report.shard))
+    protection = protection or Protection()
+    store = _open_or_create(simulator, prior, rows, Path(path), seed, block, protection)
+    task = FillShard(store.path, reference or simulator, prior, seed, protection)
+    with filling(store):
+        pending = store.pending_shards()
+        progress(store.rows - sum(store.layout.shard_length(shard) for shard in pending))
+        _fill(task, store, pending, executor, on_invalid, progress)
     _require_some_ok(store)
     return store
 
 
+def retry(
+    simulator: Simulator,
+    path: str | Path,
+    *,
+    executor: Executor | None = None,
+    protection: Protection | None = None,
+    reference: Reference | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> SimulationStore:
+    """Try every row that failed or timed out once more, with random numbers not used before.
+
+    Args:
+        simulator: The forward model that filled the store; its source may have been mended meanwhile.
+        path: Folder of the Zarr store.
+        executor: Runs the shards; one after the other in this process when None.
+        protection: Time limit, retries, child processes; none when None.
+        reference: The simulator by name, for executors whose workers must find it themselves.
+        progress: Called with the number of rows of each shard just done.
+
+    Returns:
+        The store; `SimulationStore.counts` says what is left.
+
+    Raises:
+        StoreError: The store was filled by another simulator, was imported or merged, or is being filled.
+    """
+    store = SimulationStore.open(path)
+    campaign = store.attributes["campaign"]
+    if campaign.get("simulator", {}).get("class") != describe(simulator)["class"]:
+        theirs = campaign.get("simulator", {}).get("class", "no simulator")
+        raise StoreError(f"the store {path} was filled by {theirs}, not by {describe(simulator)['class']}")
+    seed, protection = _own_seed(store), protection or Protection()
+    with filling(store, alone=True):
+        attempt = int(store.attributes.get("attempts", 1 + protection.retries))
+        store.annotate({"attempts": attempt + 1 + protection.retries})
+    task = FillShard(
+        store.path,
+        reference or simulator,
+        Prior.from_json(campaign["prior"]),
+        seed,
+        protection,
+        (FAILED, TIMEOUT),
+        attempt,
+    )
+    with filling(store):
+        _fill(task, store, store.shards_with((FAILED, TIMEOUT)), executor, "mask", progress)
+    return store
+
+
+def verify(store: SimulationStore) -> None:
+    """Read every byte, and draw theta of every block anew to see that the seeds are what the attributes say.
+
+    Raises:
+        CorruptStoreError: Naming what is damaged.
+    """
+    store.verify()
+    campaign = store.attributes["campaign"]
+    if fingerprint(campaign) != store.attributes["campaign_hash"]:
+        raise CorruptStoreError(f"the attributes of {store.path} were changed: `campaign` does not fit `campaign_hash`")
+    if not isinstance(campaign.get("seed"), int):  # imported or merged: drawn elsewhere
+        return
+    prior, size = Prior.from_json(campaign["prior"]), campaign.get("group_size", 1)
+    for shard in range(store.layout.shards):
+        for block in store.layout.blocks(shard):
+            theta = store.read_array("theta", block.rows)
+            rng = np.random.default_rng(np.random.SeedSequence(campaign["seed"], spawn_key=block.key))
+            drawn = np.repeat(prior.sample(-(-block.length // size), rng), size, axis=0)[: block.length]
+            pending = store.read_array("status", block.rows) == PENDING
+            if not np.allclose(theta[~pending], drawn[~pending], rtol=1e-9, atol=1e-12):
+                raise CorruptStoreError(
+                    f"shard {shard} of {store.path}: theta of block {block.key} is not what seed {campaign['seed']} draws"
+                )
+
+
 def identity(simulator: Simulator, prior: Prior, seed: int) -> dict[str, Any]:
     """What makes two campaigns the same one."""
+    schema = schema_of(simulator, prior)
+    optional = {
+        "context": schema.context.to_json(),
+        "u_shape": list(schema.u_shape or ()),
+        "group_size": getattr(simulator, "group_size", None),
+    }
     return {
         "simulator": describe(simulator),
         "prior": prior.to_json(),
         "observables": simulator.observables.to_json(),
         "seed": seed,
+        **{key: value for key, value in optional.items() if value},
     }
+
+
+def schema_of(simulator: Simulator, prior: Prior) -> Schema:
+    """Which arrays a campaign of this simulator has."""
+    return Schema(
+        prior.variables,
+        simulator.observables,
+        simulator.context.variables if isinstance(simulator, HasContext) else NOTHING,
+        tuple(simulator.u_shape) if isinstance(simulator, HasBaseNumbers) else None,
+        isinstance(simulator, HasGroups) and simulator.group_size > 1,
+    )
 
 
 class _InThisProcess:
@@ -161,118 +286,120 @@ class _InThisProcess:
         return map(task, items)
 
 
-def _open_or_create(simulator: Simulator, prior: Prior, rows: int, path: Path, seed: int) -> SimulationStore:
+def _fill(
+    task: FillShard,
+    store: SimulationStore,
+    shards: list[int],
+    executor: Executor | None,
+    on_invalid: OnInvalid,
+    progress: Callable[[int], None],
+) -> None:
+    told: set[str] = set()
+    seen = usable = 0
+    for report in (executor or _InThisProcess()).map(task, shards):
+        _judge(report, on_invalid, told)
+        seen, usable = seen + sum(report.counts.values()), usable + report.counts["ok"] + report.counts["invalid"]
+        if seen >= _HOPELESS and not usable:
+            raise SimulatorError(f"none of the first {seen} simulations succeeded; {_first(report.problems)}")
+        progress(store.layout.shard_length(report.shard))
+
+
+def _open_or_create(
+    simulator: Simulator, prior: Prior, rows: int, path: Path, seed: int, block: int | None, protection: Protection
+) -> SimulationStore:
     own = identity(simulator, prior, seed)
     if not path.exists():
-        _probe(simulator, prior)
+        probe(simulator, prior, protection)
         attributes = {
             "campaign": own,
             "campaign_hash": fingerprint(own),
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
             "versions": {name: version(name) for name in ("simfer", "numpy", "torch", "zarr")},
         }
-        layout = Layout.choose(rows, simulator.observables)
-        return SimulationStore.create(path, layout, prior.variables, simulator.observables, attributes)
+        multiple = getattr(simulator, "group_size", 1)
+        layout = Layout.choose(rows, simulator.observables, block=block, multiple=multiple)
+        return SimulationStore.create(path, layout, schema_of(simulator, prior), attributes)
     store = SimulationStore.open(path)
-    store.sweep()
-    theirs = {**store.attributes.get("campaign", {}), "rows": store.rows}
-    differing = [key for key, value in {**own, "rows": rows}.items() if theirs.get(key) != value]
+    theirs = store.attributes.get("campaign", {})
+    differing = [key for key in {**own, **theirs} if theirs.get(key) != own.get(key)]
     if differing:
         raise StoreError(
             f"the store {path} belongs to another campaign: it differs in {', '.join(differing)}: "
             "give another path, or remove the store"
         )
+    if rows > store.rows:
+        with filling(store, alone=True):
+            store.extend(rows)
+    elif rows < store.rows:
+        raise StoreError(
+            f"`rows` must be at least the {store.rows} that the store {path} has; got {rows}: give another path"
+        )
     return store
 
 
-def _probe(simulator: Simulator, prior: Prior) -> None:
-    """Hold the simulator to its contract on a few rows before anything is written."""
-    rng = np.random.default_rng(0)
-    try:
-        simulate_checked(simulator, prior.sample(3, rng), rng)
-    except ContractError:
-        raise
-    except Exception as error:
-        logger.debug("the probe raised %r; rows will be tried one by one", error)
+def _own_seed(store: SimulationStore) -> int:
+    seed = store.attributes["campaign"].get("seed")
+    if not isinstance(seed, int):
+        raise UnsupportedError(f"the store {store.path} was merged or imported: only a campaign of its own can go on")
+    return seed
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    theta: np.ndarray
-    x: Arrays
-    status: np.ndarray
-    runtime: np.ndarray
-    problem: str
+def probe(simulator: Simulator, prior: Prior, protection: Protection) -> None:
+    """Hold the simulator to its contract on a few rows before anything is written.
 
+    Warns of one that gives other data for the same generator: its campaigns cannot be repeated.
 
-def _simulate_block(simulator: Simulator, prior: Prior, seed: int, block: int, rows: int) -> _Block:
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
-    theta = prior.sample(rows, rng)
-    started = time.perf_counter()
-    try:
-        x, failed, problem = simulate_checked(simulator, theta, rng), np.zeros(rows, bool), ""
-    except ContractError:
-        raise
-    except Exception as error:
-        logger.debug("block %d raised %r; trying its rows one by one", block, error)
-        x, failed, problem = _row_by_row(simulator, theta, seed, block)
-    runtime = np.full(rows, (time.perf_counter() - started) / rows, dtype=np.float32)
-    finite = np.all([np.isfinite(v).reshape(rows, -1).all(1) for v in x.values()], axis=0)
-    status = np.select([failed, ~finite], [FAILED, INVALID], OK).astype(np.int8)
-    if not problem and not finite.all():
-        problem = f"x is not finite at {_named(prior, theta[~finite][0])}"
-    return _Block(theta, x, status, runtime, problem and f"block {block}: {problem}")
-
-
-def _row_by_row(simulator: Simulator, theta: np.ndarray, seed: int, block: int) -> tuple[Arrays, np.ndarray, str]:
-    x = {v.name: _empty((len(theta), *v.shape), v.dtype) for v in simulator.observables}
-    failed, problem = np.zeros(len(theta), bool), ""
-    for row in range(len(theta)):
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, row, 0)))
-        try:
-            one = simulate_checked(simulator, theta[row : row + 1], rng)
-        except ContractError:
-            raise
-        except Exception as error:
-            failed[row] = True
-            problem = problem or f"`simulate` raised {type(error).__name__}: {error} at row {row}, theta = {theta[row]}"
-        else:
-            for name, values in one.items():
-                x[name][row] = values[0]
-    if failed.all():
-        raise SimulatorError(f"every row of block {block} failed; the first: {problem}")
-    return x, failed, problem
-
-
-def _empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 0, dtype)
-
-
-def _judge(report: ShardReport, on_invalid: OnInvalid) -> None:
-    if not report.problem:
+    Raises:
+        ContractError: Wrong names, number of rows, shapes or dtypes.
+    """
+    simulate = BlockSimulator(simulator, prior, 0, protection)
+    block = Block((0,), slice(0, 1 if getattr(simulator, "per_row", False) else 3))
+    first, second = (simulate.together(*simulate.draw(block)).result for _ in range(2))
+    if first is None or second is None:  # in the campaign, rows will be tried one by one
         return
-    if on_invalid == "fail":
-        raise SimulatorError(f"{report.problem} (`on_invalid: fail`; `mask` would leave such rows out)")
-    bad = report.counts["invalid"] + report.counts["failed"]
-    logger.warning("shard %d: %d rows unusable; the first: %s", report.shard, bad, report.problem)
+    if not all(np.allclose(first[n], second[n], rtol=1e-4, atol=1e-6, equal_nan=True) for n in first):
+        logger.warning(
+            "`%s.simulate` gives other data for the same `rng`: take all randomness from it, or this campaign cannot be "
+            "repeated or resumed to the same bytes",
+            type(simulator).__name__,
+        )
+
+
+def _report(shard: int, records: Records, start: int, prior: Prior) -> ShardReport:
+    found = np.bincount(records.status, minlength=len(STATUS))
+    counts = {name: int(n) for name, n in zip(STATUS, found, strict=True)}
+    problems = {}
+    for status in _BAD:
+        rows = np.flatnonzero(records.status == status)
+        if len(rows) and records.reason is not None:
+            named = ", ".join(f"{n} = {v:.6g}" for n, v in zip(prior.names, records.theta[rows[0]], strict=True))
+            problems[STATUS[status]] = f"row {start + rows[0]} ({named}): {records.reason[rows[0]]}"
+    return ShardReport(shard, counts, problems)
+
+
+def _judge(report: ShardReport, on_invalid: OnInvalid, told: set[str]) -> None:
+    """Stop, or tell of each kind of problem once."""
+    if report.problems and on_invalid == "fail":
+        raise SimulatorError(f"{_first(report.problems)} (`on_invalid: fail`; `mask` would leave such rows out)")
+    for status, problem in report.problems.items():
+        if status not in told:
+            told.add(status)
+            logger.warning("some rows are %s, such as %s; the others are counted in `simfer status`", status, problem)
+
+
+def _first(problems: dict[str, str]) -> str:
+    return next(iter(problems.values()))
 
 
 def _require_some_ok(store: SimulationStore) -> None:
     counts = store.counts()
     if not counts["ok"]:
+        bad = ", ".join(f"{n} {STATUS[status]}" for status in _BAD if (n := counts[STATUS[status]]))
+        reasons = store.reasons()
         raise SimulatorError(
-            f"none of the {store.rows} simulations is usable ({counts['invalid']} not finite, {counts['failed']} failed): "
+            f"none of the {store.rows} simulations is usable ({bad}; the first: {reasons[0]}): "
             "check the simulator and the prior's range"
         )
-
-
-def _shard_length(store: SimulationStore, shard: int) -> int:
-    rows = store.layout.shard_rows(shard)
-    return rows.stop - rows.start
-
-
-def _named(prior: Prior, theta: np.ndarray) -> str:
-    return ", ".join(f"{name} = {value:.6g}" for name, value in zip(prior.names, theta, strict=True))
 
 
 @cache

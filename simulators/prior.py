@@ -82,6 +82,10 @@ class Prior:
         z = torch.from_numpy(rng.standard_normal((rows, self.dim)))
         return self.from_unconstrained(z).numpy()
 
+    def draw(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The same draws by name, each ``(rows,)``: a prior is what a known nuisance is drawn from, too."""
+        return dict(zip(self.names, self.sample(rows, rng).T.copy(), strict=True))
+
     def log_prob(self, theta: Float[Tensor, "*batch parameter"]) -> Float[Tensor, "*batch"]:
         """Log density; -inf outside the support."""
         theta = self._checked(theta)

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 from ...data.errors import SimulatorError
 
+_MOST_DEATHS = 5  # without one result between them
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,23 +33,36 @@ class Processes:
         self.workers = workers
 
     def map(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Raises SimulatorError when the task cannot be sent to a worker, or a worker dies."""
-        todo = list(items)
-        if not todo:
-            return
-        _require_picklable(task)
+        """Results as they come. Workers that die are replaced, and what they were at is given out again.
+
+        Raises SimulatorError when the task cannot be sent to a worker, or workers die again and again.
+        """
+        todo, deaths = list(items), 0
+        if todo:
+            _require_picklable(task)
+        while todo:
+            done: list[Item] = []
+            try:
+                for item, result in self._one_pool(task, todo):
+                    done.append(item)
+                    yield result
+            except BrokenProcessPool as error:
+                deaths = 1 if done else deaths + 1
+                if deaths == _MOST_DEATHS:
+                    raise SimulatorError(
+                        "worker processes died again and again (out of memory, or the simulator crashed them): what is "
+                        "done is kept; run the same command again, with fewer `local.workers` if memory was short"
+                    ) from error
+            todo = [item for item in todo if item not in done]
+
+    def _one_pool(self, task: Callable[[Item], Result], items: list[Item]) -> Iterator[tuple[Item, Result]]:
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(self.workers, len(todo)), context, _start_worker, (os.getpid(),))
+        pool = ProcessPoolExecutor(min(self.workers, len(items)), context, _start_worker, (os.getpid(),))
         try:
             with _single_threaded():
-                futures = [pool.submit(task, item) for item in todo]
+                futures = {pool.submit(task, item): item for item in items}
             for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise SimulatorError(
-                "a worker process died (out of memory, or the simulator crashed it): what is done is kept; "
-                "run the same command again, with fewer `local.workers` if memory was short"
-            ) from error
+                yield futures[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -9,7 +9,7 @@ import pytest
 from simfer.data.errors import ContractError, SimulatorError, StoreError
 from simfer.data.store import SimulationStore
 from simfer.pipelines.executors import Inline, Processes
-from simfer.simulators.campaign import Executor, simulate
+from simfer.simulators.campaign import Executor, simulate, verify
 from simfer.simulators.two_moons import TwoMoons
 
 ROWS = 35_500  # 36 blocks in 18 shards, the last block half full
@@ -44,6 +44,7 @@ def test_an_interrupted_campaign_resumes_to_the_same_bytes(reference: Simulation
     assert len(half.pending_shards()) == half.layout.shards - 3
     (tmp_path / "s.zarr" / "x" / "c" / "4.orphan.partial").write_bytes(b"half")
     done: list[int] = []
+    assert SimulationStore.open(tmp_path / "s.zarr").pending_shards() == half.pending_shards()
     store = simulate(TwoMoons(), ROWS, tmp_path / "s.zarr", seed=7, progress=done.append)
     assert done[0] == 3 * half.layout.shard
     assert sum(done) == ROWS
@@ -56,11 +57,29 @@ def test_no_two_blocks_share_randomness(reference: SimulationStore) -> None:
     assert len(np.unique(theta, axis=0)) == ROWS
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"rows": ROWS + 1}])
-def test_another_campaigns_store_is_refused(reference: SimulationStore, change: dict[str, int]) -> None:
-    (key,) = change
-    with pytest.raises(StoreError, match=f"belongs to another campaign: it differs in {key}"):
-        simulate(TwoMoons(), **{"rows": ROWS, "path": reference.path, "seed": 7, **change})
+def test_another_campaigns_store_is_refused(reference: SimulationStore) -> None:
+    with pytest.raises(StoreError, match="belongs to another campaign: it differs in seed"):
+        simulate(TwoMoons(), ROWS, reference.path, seed=8)
+    with pytest.raises(StoreError, match=f"`rows` must be at least the {ROWS}"):
+        simulate(TwoMoons(), ROWS - 1, reference.path, seed=7)
+
+
+@pytest.mark.parametrize("first", [4000, 4500])
+def test_an_extended_campaign_keeps_its_rows_and_does_not_depend_on_the_executor(tmp_path: Path, first: int) -> None:
+    digests = set()
+    for executor in (Inline(), Processes(2)):
+        path = tmp_path / f"{type(executor).__name__}.zarr"
+        before = simulate(TwoMoons(), first, path, seed=7, block=1000).read()
+        store = simulate(TwoMoons(), 9200, path, seed=7, executor=executor)
+        np.testing.assert_array_equal(store.read(slice(0, first))[0], before[0])
+        np.testing.assert_array_equal(store.read(slice(0, first))[1]["x"], before[1]["x"])
+        assert store.counts()["ok"] == 9200
+        assert len(np.unique(store.read()[0], axis=0)) == 9200
+        verify(store)
+        digests.add(store.digest())
+    assert len(digests) == 1
+    whole = simulate(TwoMoons(), 9200, tmp_path / "whole.zarr", seed=7, block=1000)
+    assert (whole.digest() in digests) == (first == 4000)  # where a block ends, nothing tells them apart
 
 
 class Odd(TwoMoons):
@@ -83,7 +102,7 @@ def test_bad_rows_cost_only_themselves(tmp_path: Path) -> None:
 
 
 def test_on_invalid_fail_names_row_and_reason(tmp_path: Path) -> None:
-    with pytest.raises(SimulatorError, match=r"block 0: `simulate` raised FloatingPointError: t1 is too large at row"):
+    with pytest.raises(SimulatorError, match=r"row 25 \(t1 = -0.9.*\): not finite: x \(`on_invalid: fail`"):
         simulate(Odd(), 2000, tmp_path / "s.zarr", on_invalid="fail")
 
 
@@ -108,9 +127,13 @@ class Short(TwoMoons):
         (
             AlwaysRaises(),
             SimulatorError,
-            "every row of block 0 failed; the first: `simulate` raised ZeroDivisionError: never",
+            r"none of the first 100 simulations succeeded; .* ZeroDivisionError: never",
         ),
-        (AlwaysNaN(), SimulatorError, "none of the 100 simulations is usable"),
+        (
+            AlwaysNaN(),
+            SimulatorError,
+            r"none of the 100 simulations is usable \(100 invalid; the first: not finite: x\)",
+        ),
         (Short(), ContractError, "one row of `x` for each"),
     ],
 )

@@ -1,0 +1,82 @@
+"""What a campaign notes while it works, so that a crash can be told from a pause, and two fillers from one.
+
+A block that was begun and not finished is suspect: its simulator may have taken the process with it. It is run again in
+a child process; if rows of it crash that too, the campaign is marked fragile and everything goes by child processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..data.errors import StoreError
+from ..data.layout import Block
+from ..data.store import SimulationStore
+
+
+class Trail:
+    """Notes of one shard, in ``.campaign/`` of its store."""
+
+    def __init__(self, store: Path, shard: int) -> None:
+        self._folder = store / ".campaign"
+        self._note = self._folder / f"shard-{shard}"
+        self._suspect = self._note.read_text(encoding="utf-8") if self._note.exists() else ""
+
+    @property
+    def fragile(self) -> bool:
+        return (self._folder / "fragile").exists()
+
+    def suspects(self, block: Block) -> bool:
+        """Whether this block was begun before and did not end."""
+        return self._suspect == str(block.key)
+
+    def begin(self, block: Block) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._note.write_text(str(block.key), encoding="utf-8")
+
+    def mark_fragile(self) -> None:
+        (self._folder / "fragile").touch()
+
+    def end(self) -> None:
+        self._note.unlink(missing_ok=True)
+        with suppress(OSError):  # another shard's note is still there
+            self._folder.rmdir()
+
+
+@contextmanager
+def filling(store: SimulationStore, *, alone: bool = False) -> Iterator[None]:
+    """Hold the store while it is filled; sweep what killed writers left if nobody else holds it.
+
+    Any number of processes may fill one store: they write the same bytes under temporary names.
+
+    Args:
+        store: To be held.
+        alone: Whether nobody else may hold it, because its shape changes.
+
+    Raises:
+        StoreError: ``alone``, and another process holds it.
+    """
+    descriptor = os.open(store.path, os.O_RDONLY)
+    try:
+        if _locked(descriptor, fcntl.LOCK_EX):
+            store.sweep()
+        elif alone:
+            raise StoreError(f"another process is filling the store {store.path}: wait for it, or stop it")
+        _locked(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            return False  # held by another, or a file system without locks
+        raise
+    return True

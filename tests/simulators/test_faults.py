@@ -1,0 +1,234 @@
+"""Simulators that raise, hang, crash, exhaust memory, ignore their seed: what is lost is the row, and it is said why."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simfer.data.errors import CorruptStoreError, SimulatorError, StoreError
+from simfer.data.records import FAILED, INVALID, OK, TIMEOUT
+from simfer.data.store import SimulationStore
+from simfer.pipelines.executors import Inline, Processes
+from simfer.simulators.block import Protection
+from simfer.simulators.campaign import Executor, retry, simulate, verify
+from simfer.simulators.gaussian_linear import GaussianLinear
+from simfer.simulators.trail import filling
+from simfer.simulators.two_moons import TwoMoons
+
+
+class Faulty(TwoMoons):
+    """Does something bad to a call that holds t1 > 0.94: about 3 % of rows."""
+
+    fault = "raise"
+
+    def simulate(self, theta, rng, context=None):
+        if (theta[:, 0] > 0.94).any():
+            self.act()
+        return super().simulate(theta, rng)
+
+    def act(self) -> None:
+        raise FloatingPointError("no convergence")
+
+
+class Crashes(Faulty):
+    def act(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Killed(Faulty):
+    def act(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Exits(Faulty):
+    def act(self) -> None:
+        os._exit(7)
+
+
+class Hangs(Faulty):
+    def act(self) -> None:
+        time.sleep(3600)
+
+
+def bad(store: SimulationStore) -> np.ndarray:
+    return store.read()[0][:, 0] > 0.94
+
+
+@pytest.mark.parametrize(
+    ("simulator", "protection", "status", "reason"),
+    [
+        (Faulty(), Protection(), FAILED, "FloatingPointError: no convergence"),
+        (Crashes(), Protection(isolate=True), FAILED, "the simulator's process was killed by SIGSEGV"),
+        (Killed(), Protection(isolate=True), FAILED, "the simulator's process was killed by SIGKILL (out of memory?)"),
+        (Exits(), Protection(isolate=True), FAILED, "the simulator's process ended with exit code 7"),
+        (Hangs(), Protection(seconds=0.1), TIMEOUT, "no result within 0.1 s"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, TwoMoons) else None,
+)
+def test_a_fault_costs_its_own_row_and_no_other(
+    tmp_path: Path, simulator: Faulty, protection: Protection, status: int, reason: str
+) -> None:
+    store = simulate(simulator, 200, tmp_path / "s.zarr", protection=protection, seed=3)
+    assert 1 <= bad(store).sum() <= 20
+    np.testing.assert_array_equal(store.status, np.where(bad(store), status, OK))
+    np.testing.assert_array_equal(store.reasons(), np.where(bad(store), reason, ""))
+    plain = simulate(Faulty(), 200, tmp_path / "plain.zarr", seed=3)
+    np.testing.assert_array_equal(store.read()[1]["x"], plain.read()[1]["x"])
+    verify(store)
+
+
+@pytest.mark.slow
+def test_workers_that_crash_are_replaced_and_the_rest_completes(tmp_path: Path) -> None:
+    store = simulate(Crashes(), 600, tmp_path / "s.zarr", seed=3, executor=Processes(2))
+    np.testing.assert_array_equal(store.status, np.where(bad(store), FAILED, OK))
+    raised = simulate(Faulty(), 600, tmp_path / "raised.zarr", seed=3)
+    np.testing.assert_array_equal(store.read()[1]["x"], raised.read()[1]["x"])
+
+
+@pytest.mark.slow
+def test_a_crash_of_the_process_itself_is_survived_by_running_again(tmp_path: Path) -> None:
+    """Inline, the first crash takes the process; the same command goes on and confines the rest."""
+    context, path = multiprocessing.get_context("spawn"), tmp_path / "s.zarr"
+    for _ in range(6):
+        process = context.Process(target=simulate, args=(Crashes(), 300, path), kwargs={"seed": 3})
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGSEGV
+    store = SimulationStore.open(path)
+    np.testing.assert_array_equal(store.status, np.where(bad(store), FAILED, OK))
+    assert not (path / ".campaign" / "shard-0").exists()
+
+
+class Unlucky(TwoMoons):
+    """Fails for half of the random numbers, so that another attempt may succeed."""
+
+    def simulate(self, theta, rng, context=None):
+        if rng.random() < 0.5:
+            raise RuntimeError("bad luck")
+        return super().simulate(theta, rng)
+
+
+def test_retries_use_other_random_numbers(tmp_path: Path) -> None:
+    one = simulate(Unlucky(), 400, tmp_path / "one.zarr", block=20, seed=5)
+    many = simulate(Unlucky(), 400, tmp_path / "many.zarr", block=20, seed=5, protection=Protection(retries=3))
+    failed = (one.status == FAILED).sum()
+    assert failed > 50
+    assert (many.status == FAILED).sum() < failed / 3
+    good = one.status == OK
+    np.testing.assert_array_equal(many.read()[1]["x"][good], one.read()[1]["x"][good])
+
+
+@pytest.mark.parametrize("executor", [Inline(), Processes(2)], ids=["inline", "processes"])
+def test_retry_mends_failed_rows_and_touches_no_other(tmp_path: Path, executor: Executor) -> None:
+    store = simulate(Unlucky(), 400, tmp_path / "s.zarr", block=20, seed=5)
+    before, status = store.read()[1]["x"], store.status
+    left = [(status == FAILED).sum()]
+    for _ in range(3):
+        retry(Unlucky(), store.path, executor=executor)
+        left.append((store.status == FAILED).sum())
+    assert left[0] > left[1] > left[3]
+    np.testing.assert_array_equal(store.read()[1]["x"][status == OK], before[status == OK])
+    verify(SimulationStore.open(store.path))
+
+
+def test_retry_refuses_the_store_of_another_simulator(tmp_path: Path) -> None:
+    store = simulate(TwoMoons(), 40, tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match=r"was filled by .*TwoMoons, not by"):
+        retry(GaussianLinear(), store.path)
+
+
+class Hopeless(TwoMoons):
+    calls = 0
+
+    def simulate(self, theta, rng, context=None):
+        Hopeless.calls += 1
+        raise ZeroDivisionError("never")
+
+
+def test_a_hopeless_campaign_stops_early(tmp_path: Path) -> None:
+    with pytest.raises(SimulatorError, match=r"none of the first \d+ simulations succeeded; row 0 .*ZeroDivisionError"):
+        simulate(Hopeless(), 50_000, tmp_path / "s.zarr", block=100)
+    assert Hopeless.calls < 10_000
+
+
+class IgnoresItsSeed(TwoMoons):
+    def simulate(self, theta, rng, context=None):
+        return super().simulate(theta, np.random.default_rng())
+
+
+def test_a_simulator_that_ignores_its_generator_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        simulate(IgnoresItsSeed(), 100, tmp_path / "s.zarr")
+        simulate(TwoMoons(), 100, tmp_path / "t.zarr")
+    assert [r.message for r in caplog.records if "gives other data for the same `rng`" in r.message] == [
+        caplog.records[0].message
+    ]
+
+
+def test_each_kind_of_problem_is_told_once_with_an_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Both(Faulty):
+        def simulate(self, theta, rng, context=None):
+            x = super().simulate(theta, rng)["x"]
+            return {"x": np.where(theta[:, :1] < -0.9, np.nan, x)}
+
+    with caplog.at_level(logging.WARNING):
+        store = simulate(Both(), 3000, tmp_path / "s.zarr")
+    assert store.counts()["failed"] > 10
+    assert store.counts()["invalid"] > 10
+    assert len(caplog.records) == 2
+    assert any(
+        "row " in r.message and "t1 = 0.9" in r.message and "no convergence" in r.message for r in caplog.records
+    )
+    assert set(store.reasons()[store.status == INVALID]) == {"not finite: x"}
+
+
+def test_two_fillers_of_one_store_do_no_harm(tmp_path: Path) -> None:
+    reference = simulate(TwoMoons(), 30_000, tmp_path / "reference.zarr", seed=1)
+    stores: list[SimulationStore] = []
+    for _ in range(2):
+        (tmp_path / "s.zarr").exists() or simulate(TwoMoons(), 100, tmp_path / "s.zarr", seed=1, block=1000)
+    SimulationStore.open(tmp_path / "s.zarr").extend(30_000)
+    fillers = [
+        threading.Thread(target=lambda: stores.append(simulate(TwoMoons(), 30_000, tmp_path / "s.zarr", seed=1)))
+        for _ in range(2)
+    ]
+    for filler in fillers:
+        filler.start()
+    for filler in fillers:
+        filler.join()
+    assert len(stores) == 2
+    verify(stores[0])
+    assert stores[0].counts()["ok"] == reference.rows
+
+
+def test_an_orphan_is_swept_only_by_who_is_alone(tmp_path: Path) -> None:
+    store = simulate(TwoMoons(), 100, tmp_path / "s.zarr")
+    orphan = store.path / "x" / "c" / "0.orphan.partial"
+    with filling(store):
+        orphan.write_bytes(b"half")
+        with filling(store):
+            assert orphan.exists()
+        with pytest.raises(StoreError, match="another process is filling"), filling(store, alone=True):
+            pass
+    with filling(store):
+        assert not orphan.exists()
+
+
+def test_verify_draws_theta_anew(tmp_path: Path) -> None:
+    store = simulate(TwoMoons(), 3000, tmp_path / "s.zarr", seed=1)
+    verify(store)
+    records = store.read_records(store.layout.shard_rows(1))
+    records.theta[5, 0] += 0.1
+    store.write_shard(1, records)  # checksums fit, the seed does not
+    with pytest.raises(CorruptStoreError, match=r"shard 1 .* is not what seed 1 draws"):
+        verify(store)
