@@ -115,12 +115,12 @@ def as_batch(theta: np.ndarray, x: Arrays) -> Batch:
 
 
 def valid_rows(store: SimulationStore, rows: slice, *, impute: bool = False) -> tuple[np.ndarray, Arrays]:
-    """theta and x of the rows that are ok; with ``impute`` those with NaN in x as well.
+    """theta, and x with context, of the rows that are ok; with ``impute`` those with NaN in x as well.
 
     Dropping them is right for a posterior estimator and only there: whether a row is valid depends on x alone, so
     p(theta | x) of a valid x is not changed by it.
     """
-    theta, x = store.read(rows)
-    status = store.status[rows]
+    theta, x = store.read_array("theta", rows), store.read_conditions(rows)
+    status = store.read_array("status", rows)
     keep = (status == OK) | (impute & (status == INVALID))
     return theta[keep], {name: values[keep] for name, values in x.items()}

@@ -39,7 +39,7 @@ def read_observation(source: str | Path | Mapping[str, Any], variables: Variable
     many = len(next(iter(rows.values())))
     if many != 1:
         raise ConfigError(f"`observation` must be one observation; got {many}")
-    return {name: values[0] for name, values in rows.items()}
+    return {name: np.asarray(values[0]) for name, values in rows.items()}
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:

@@ -116,6 +116,11 @@ class SimulationStore:
         return self.schema.observables
 
     @property
+    def conditions(self) -> Variables:
+        """What a posterior is conditioned on: x and context."""
+        return Variables([*self.schema.observables, *self.schema.context])
+
+    @property
     def rows(self) -> int:
         return self.layout.rows
 
@@ -143,6 +148,11 @@ class SimulationStore:
         """Whether every array has a file for ``shard``."""
         return not self._missing(shard)
 
+    def finished_at(self) -> dict[int, float]:
+        """Shard → when its status was written, in seconds since the epoch."""
+        files = {int(file.name): file for file in (self.path / "status" / "c").glob("[0-9]*") if file.name.isdigit()}
+        return {shard: file.stat().st_mtime for shard, file in files.items()}
+
     def write_shard(self, shard: int, records: Records) -> None:
         """Write one whole shard, its status last. Writing the same again changes nothing."""
         rows = self.layout.shard_rows(shard)
@@ -160,6 +170,11 @@ class SimulationStore:
             CorruptStoreError: A checksum does not fit.
         """
         return self.read_array("theta", rows), {name: self.read_array(name, rows) for name in self.observables.names}
+
+    def read_conditions(self, rows: slice = slice(None)) -> Arrays:
+        """x and context of some rows, by name."""
+        context = {name: self.read_array(f"context/{name}", rows) for name in self.schema.context.names}
+        return self.read(rows)[1] | context
 
     def read_records(self, rows: slice = slice(None)) -> Records:
         """All that the store has of some rows.

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..data.errors import SimulatorError
+from ..data.records import OK
 from ..data.variables import Arrays, Variables
-from ..simulators.base import Simulator, simulate_checked
+from ..simulators.base import Simulator
+from ..simulators.block import BlockSimulator, Protection
 from .base import CheckResult, says_p, verdict
 from .plots import draw_predictive
 
@@ -22,22 +24,27 @@ BLIND_TO = (
 )
 
 
-def replicate(simulator: Simulator, theta: np.ndarray, seed: int) -> Arrays:
-    """One simulated data set per row of theta, rows that are not finite left out.
+def replicate(
+    simulator: Simulator,
+    theta: np.ndarray,
+    seed: int,
+    context: Arrays | None = None,
+    protection: Protection | None = None,
+) -> Arrays:
+    """One simulated data set per row of theta, all with the observation's context; rows that are not ok left out.
 
     Raises:
-        SimulatorError: The simulator raised, or gave no finite row.
+        SimulatorError: Not one row is ok.
     """
-    try:
-        x = simulate_checked(simulator, theta, np.random.default_rng((seed, 5)))
-    except SimulatorError:
-        raise
-    except Exception as error:
-        raise SimulatorError(f"`simulate` raised {type(error).__name__} on posterior draws: {error}") from error
-    finite = np.all([np.isfinite(values).reshape(len(theta), -1).all(1) for values in x.values()], axis=0)
-    if not finite.any():
-        raise SimulatorError(f"none of {len(theta)} simulations at posterior draws is finite")
-    return {name: values[finite] for name, values in x.items()}
+    known = {name: np.repeat(values[None], len(theta), axis=0) for name, values in (context or {}).items()}
+    records = BlockSimulator(simulator, simulator.prior, (seed, 5), protection or Protection()).at(theta, known)
+    ok = records.status == OK
+    if not ok.any():
+        assert records.reason is not None
+        raise SimulatorError(
+            f"none of {len(theta)} simulations at posterior draws is usable; the first: {records.reason[0]}"
+        )
+    return {name: values[ok] for name, values in records.x.items()}
 
 
 def predictive_check(

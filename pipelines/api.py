@@ -160,6 +160,6 @@ def _job_of(folder: Path) -> Job:
         observations = {}
         if source.values.get("observation") is not None:
             observed = read_tree(folder / "posterior.zarr")["observed_data"]
-            observations = {"stored": {name: observed[name].to_numpy() for name in store.observables.names}}
+            observations = {"stored": {name: observed[name].to_numpy() for name in store.conditions.names}}
             source.values["observation"] = "stored"
         return make_job(source, Recorded(store, observations))

@@ -82,11 +82,37 @@ def plan(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption 
 
 
 @app.command()
-def status(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Say how far a run has come."""
+def status(run_folder: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="A run folder or a store.")]) -> None:
+    """Say how far a run or a campaign has come: rows, rate, bytes, time left, and why rows failed."""
     from .tables import show_status
 
     show_status(run_folder)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="A run folder or a store.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Give damaged shards up, to be simulated anew.")] = False,
+) -> None:
+    """Read every byte of a store: checksums, attributes, seeds; name what is damaged."""
+    from rich.console import Console
+
+    from .progress import Reporter
+    from .upkeep import verify_or_repair
+
+    verify_or_repair(path, repair=repair, reporter=Reporter(Console()))
+
+
+@app.command()
+def retry(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None) -> None:
+    """Try simulations that failed or timed out once more, with new random numbers."""
+    from rich.console import Console
+
+    from .progress import Reporter
+    from .upkeep import retry_failed
+
+    job, folder = _job(config, sets, workdir)
+    retry_failed(job, folder, Reporter(Console()))
 
 
 @app.command("list")

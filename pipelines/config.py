@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..estimators.settings import DensitySettings, EstimatorSettings, Settings, TrainingSettings
 
@@ -28,10 +28,18 @@ class SimulateConfig(Settings):
         rows: How many simulations, those held out for validation and diagnosis included.
         on_invalid: Rows that raise or are not finite: ``mask`` leaves them out, ``fail`` stops, ``impute`` keeps those
             that are not finite, with the mean in place of what is missing.
+        timeout: Seconds a row may take; then it is given up, its process with it. Simulates in child processes.
+        retries: How often a row that failed is tried again, with other random numbers.
+        isolate: Simulate in child processes from the start, for simulators known to crash.
+        block: Rows simulated by one call, and written as one chunk; chosen from the size of a row when not given.
     """
 
     rows: PositiveInt = 10_000
     on_invalid: Literal["mask", "fail", "impute"] = "mask"
+    timeout: PositiveFloat | None = None
+    retries: NonNegativeInt = 0
+    isolate: bool = False
+    block: PositiveInt | None = None
 
 
 class TrainConfig(DensitySettings, TrainingSettings):
@@ -113,6 +121,8 @@ class Config(Settings):
         seed: Root of all randomness.
         simulator: The forward model; a bare string is its name.
         prior: Parameter → distribution, overriding the simulator's: ``{dist: Uniform, low: 0, high: 1}``.
+        context: Known nuisance → its value for the observation, or a distribution to draw it from for the simulations,
+            overriding the simulator's, with the observation's value as ``observed``.
         observation: Shipped data by name, a file, or ``{values: {observable: numbers}}``; none, and nothing is inferred.
         simulate: The training set.
         train: The estimator.
@@ -125,6 +135,7 @@ class Config(Settings):
     seed: NonNegativeInt = 0
     simulator: SimulatorConfig
     prior: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    context: dict[str, Any] = Field(default_factory=dict)
     observation: str | dict[str, Any] | None = None
     simulate: SimulateConfig = SimulateConfig()
     train: TrainConfig = TrainConfig()

@@ -19,7 +19,7 @@ from .progress import Reporter
 from .stages import STAGES, Stage
 from .yaml_file import dump
 
-Action = Literal["skip", "run", "resume", "rebuild", "restore"]
+Action = Literal["skip", "run", "resume", "extend", "rebuild", "restore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Step:
     Attributes:
         stage: Which.
         action: ``skip`` up to date; ``run`` never ran; ``resume`` interrupted; ``rebuild`` its inputs changed;
-            ``restore`` these inputs were set aside before.
+            ``extend`` what is there is a part of what is wanted; ``restore`` these inputs were set aside before.
         changes: What changed, for ``rebuild``.
         key: Its fingerprint.
         inputs: What it is made from.
@@ -94,6 +94,8 @@ def _step(stage: Stage, folder: RunFolder, key: str, inputs: dict[str, Any], red
     known = done or started
     if known is None:
         return Step(stage, "run", (), key, inputs)
+    if stage.grows(known.inputs, inputs) and (folder / stage.outputs[0]).exists():
+        return Step(stage, "extend", tuple(differences(known.inputs, inputs)), key, inputs)
     changes = differences(known.inputs, inputs) or [f"{' and '.join(redone) or 'its output'} changed"]
     return Step(stage, "rebuild", tuple(changes), key, inputs)
 
@@ -110,6 +112,7 @@ def _announce(step: Step, reporter: Reporter) -> None:
         "run": f"{name}: running",
         "resume": f"{name}: continuing where it was interrupted",
         "restore": f"{name}: these inputs were set aside before; taking their result back",
+        "extend": f"{name}: adding to what is there ({'; '.join(step.changes)})",
         "rebuild": f"{name}: changed, running again ({'; '.join(step.changes[:5])})",
     }
     reporter.say(words[step.action], style="dim" if step.action == "skip" else "bold")
@@ -133,7 +136,7 @@ def _run(step: Step, job: Job, folder: RunFolder, reporter: Reporter) -> None:
 def _make_room(step: Step, folder: RunFolder, reporter: Reporter) -> None:
     """Put outdated outputs out of the way, and bring back those that fit, if there are any."""
     stage = step.stage
-    if step.action == "resume":
+    if step.action in ("resume", "extend"):
         return
     known = folder.done(stage.name) or folder.started(stage.name)
     if known and stage.precious and known.fingerprint != step.key:

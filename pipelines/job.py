@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data import registry
-from ..data.errors import ConfigError, SimferError, did_you_mean
+from ..data.errors import ConfigError, did_you_mean
 from ..data.observations import read_observation
-from ..data.variables import Arrays
+from ..data.variables import Arrays, Variables
 from ..diagnostics.base import Check
 from ..estimators.preprocess import Preprocess
-from ..simulators.base import HasLikelihood, Simulator
+from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
+from ..simulators.block import Protection
 from ..simulators.campaign import Reference
 from ..simulators.prior import Prior
 from .config import CheckConfig, Config
+from .context import read_context
+from .problems import Problems
 from .yaml_file import Source, validate
 
 
@@ -30,7 +32,8 @@ class Job:
         simulator: The forward model.
         reference: The same by name, for other processes; None when it was given as an object.
         prior: With the configuration's overrides.
-        observation: Observable → array, or None.
+        context: Likewise, of the known nuisance; None where there is none.
+        observation: Observable, or name of a context → array; or None.
         checks: Those to run.
     """
 
@@ -38,8 +41,26 @@ class Job:
     simulator: Simulator
     reference: Reference | None
     prior: Prior
+    context: ContextPrior | None
     observation: Arrays | None
     checks: tuple[Check, ...]
+
+    @property
+    def protection(self) -> Protection:
+        """What is done about simulations that fail."""
+        simulate = self.config.simulate
+        return Protection(simulate.timeout, simulate.retries, simulate.isolate)
+
+    @property
+    def conditions(self) -> Variables:
+        """What the posterior is conditioned on: x and context."""
+        return Variables([*self.simulator.observables, *(self.context.variables if self.context else ())])
+
+    @property
+    def observed_context(self) -> Arrays:
+        """The part of the observation that is context."""
+        names = self.context.variables.names if self.context else ()
+        return {name: self.observation[name] for name in names} if self.observation else {}
 
 
 def make_job(source: Source, simulator: Simulator | None = None) -> Job:
@@ -69,47 +90,17 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         raise ConfigError(found.in_order())
     prior = _prior(simulator, config, found)
     with found.at("train", "transforms"):
-        Preprocess(simulator.observables, config.train.transforms)
+        Preprocess(_conditions(simulator), config.train.transforms)
     with found.at("infer", "refine"):
         _require_likelihood(config, simulator)
+    context, known = read_context(simulator, config.context, found)
     observation = None
     with found.at("observation"):
-        observation = _observation(config, simulator, source.folder)
+        observation = _observation(config, simulator, context, known, source.folder)
     if found.problems:
         raise ConfigError(found.in_order())
     config = _absolute(config, source.folder)
-    return Job(config, simulator, reference, prior, observation, checks)
-
-
-class Problems:
-    """Collects mistakes: what raises a `SimferError` inside ``with problems.at(key)`` becomes a message of that key."""
-
-    def __init__(self, source: Source, problems: list[str]) -> None:
-        self.source = source
-        self.problems = problems
-        self._location: tuple[Any, ...] = ()
-
-    def at(self, *location: Any) -> Problems:
-        self._location = location
-        return self
-
-    def in_order(self) -> list[str]:
-        """All messages, by line."""
-        return sorted(self.problems, key=_line)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
-        if not isinstance(error, SimferError):
-            return False
-        self.problems.append(self.source.problem(self._location, str(error)))
-        return True
-
-
-def _line(problem: str) -> int:
-    found = re.match(r"[^`]*?:(\d+): ", problem)
-    return int(found[1]) if found else 0
+    return Job(config, simulator, reference, prior, context, observation, checks)
 
 
 def _load(reference: Reference | None) -> Simulator:
@@ -151,21 +142,37 @@ def _prior(simulator: Simulator, config: Config, found: Problems) -> Prior:
     return prior
 
 
-def _observation(config: Config, simulator: Simulator, folder: Path) -> Arrays | None:
+def _observation(
+    config: Config, simulator: Simulator, context: ContextPrior | None, known: dict[str, Any], folder: Path
+) -> Arrays | None:
+    """x and context of the observation; a context that `context:` gives takes the place of the source's."""
     given, finite = config.observation, config.simulate.on_invalid != "impute"
     if given is None:
         return None
+    unknown = [v for v in (context.variables if context else ()) if v.name not in known]
+    wanted = Variables([*simulator.observables, *unknown])
+    observed = read_observation(_source(given, simulator, set(known), folder), wanted, finite=finite)
+    fixed = [v for v in (context.variables if context else ()) if v.name in known]
+    return observed | (read_observation({v.name: known[v.name] for v in fixed}, Variables(fixed)) if fixed else {})
+
+
+def _source(given: str | dict[str, Any], simulator: Simulator, known: set[str], folder: Path) -> dict[str, Any] | Path:
     if isinstance(given, dict):
         if set(given) != {"values"}:
             raise ConfigError(f"must be a name, a file, or `values:` alone; got keys {', '.join(given) or 'none'}")
-        return read_observation(_values(given["values"], simulator), simulator.observables, finite=finite)
+        return _values(given["values"], simulator)
     shipped: dict[str, Any] = getattr(simulator, "observations", {})
     if given in shipped:
-        return read_observation(shipped[given], simulator.observables, finite=finite)
+        return {name: values for name, values in shipped[given].items() if name not in known}
     path = folder / given
     if not path.suffix and not path.exists():
         raise ConfigError(f"no file and no shipped observation `{given}`; {did_you_mean(given, shipped)}")
-    return read_observation(path, simulator.observables, finite=finite)
+    return path
+
+
+def _conditions(simulator: Simulator) -> Variables:
+    context = context_of(simulator)
+    return Variables([*simulator.observables, *(context.variables if context else ())])
 
 
 def _absolute(config: Config, folder: Path) -> Config:

@@ -36,6 +36,7 @@ class Stage:
         precious: Whether outdated outputs are set aside rather than removed.
         inputs: The part of the job that decides what it makes, as JSON.
         run: Makes the outputs, going on from whatever part of them is there; returns numbers for ``summary.json``.
+        grows: Whether outputs made from the first inputs are a part of those of the second.
     """
 
     name: str
@@ -44,10 +45,17 @@ class Stage:
     precious: bool
     inputs: Callable[[Job], dict[str, Any]]
     run: Callable[[Job, RunFolder, Reporter], Numbers]
+    grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
 
 
 def _simulate_inputs(job: Job) -> dict[str, Any]:
-    return {**identity(job.simulator, job.prior, job.config.seed), "rows": job.config.simulate.rows}
+    own = identity(job.simulator, job.prior, job.config.seed, job.context)
+    return {**own, "rows": job.config.simulate.rows, "block": job.config.simulate.block}
+
+
+def _more_rows(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    rows = old.get("rows")
+    return isinstance(rows, int) and {**old, "rows": new["rows"]} == new and rows < new["rows"]
 
 
 def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
@@ -62,8 +70,11 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
             folder / "simulations.zarr",
             seed=config.seed,
             prior=job.prior,
+            context=job.context,
             executor=make_executor(config.local),
             on_invalid=config.simulate.on_invalid,
+            protection=job.protection,
+            block=config.simulate.block,
             reference=job.reference,
             progress=advance,
         )
@@ -108,7 +119,7 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
             job.prior,
             estimator=config.train.estimator(impute=config.simulate.on_invalid == "impute"),
             training=config.train.training(),
-            observables=job.simulator.observables,
+            observables=job.conditions,
             seed=config.seed,
             folder=folder / "checkpoints",
             hardware=Hardware(local.accelerator, local.devices, local.precision, local.threads),
@@ -189,6 +200,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         reporter.say("infer: nothing to do, the configuration has no `observation`")
         return {}
     config, observables, parameters = job.config, job.simulator.observables, job.prior.variables
+    observed = {name: job.observation[name] for name in observables.names}
     posterior = load_model(folder / "model").posterior
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
     theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
@@ -200,16 +212,18 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "posterior": draws_dataset(parameters, columns(parameters, theta)),
         "prior": draws_dataset(parameters, columns(parameters, prior)),
         "sample_stats": _log_probs(log_density),
-        "observed_data": data_dataset(observables, job.observation),
+        "observed_data": data_dataset(job.conditions, job.observation),
     }
     numbers: Numbers = {"posterior": summarise(theta, parameters.names)}
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
         numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
     if config.infer.predictive:
-        replicates = replicate(job.simulator, theta[: config.infer.predictive], config.seed)
+        replicates = replicate(
+            job.simulator, theta[: config.infer.predictive], config.seed, job.observed_context, job.protection
+        )
         groups["posterior_predictive"] = draws_dataset(observables, replicates)
-        result = predictive_check(replicates, job.observation, observables)
+        result = predictive_check(replicates, observed, observables)
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
         numbers["checks"] = {result.name: result.to_json()}
     write_tree(tree(groups, {"run": config.name}), folder / "posterior.zarr")
@@ -223,9 +237,13 @@ def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | No
         return None
     assert isinstance(job.simulator, HasLikelihood)  # make_job has seen to it
     assert job.observation is not None
-    refined = refine(
-        posterior, job.simulator.log_likelihood, job.observation, draws=job.config.infer.draws, seed=job.config.seed
-    )
+    known, observables, context = job.simulator, job.simulator.observables.names, tuple(job.observed_context)
+
+    def log_likelihood(theta: np.ndarray, seen: Arrays) -> np.ndarray:
+        parts = ({name: seen[name] for name in names} for names in (observables, context))
+        return known.log_likelihood(theta, *parts)
+
+    refined = refine(posterior, log_likelihood, job.observation, draws=job.config.infer.draws, seed=job.config.seed)
     if refined.refusal:
         reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
     else:
@@ -265,7 +283,7 @@ def _report(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("simulate", (), ("simulations.zarr",), True, _simulate_inputs, _simulate),
+        Stage("simulate", (), ("simulations.zarr",), True, _simulate_inputs, _simulate, _more_rows),
         Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train),
         Stage("diagnose", ("simulate", "train"), ("calibration.zarr",), False, _diagnose_inputs, _diagnose),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),

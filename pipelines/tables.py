@@ -17,6 +17,7 @@ from ..data.errors import MissingFileError, SimferError, UnknownNameError, did_y
 from ..data.store import SimulationStore
 from ..simulators.base import Simulator, simulate_checked
 from ..simulators.campaign import Reference
+from ..simulators.progress import progress_of
 from .engine import Step, plan
 from .folder import RunFolder
 from .job import Job
@@ -67,11 +68,14 @@ def show_plan(job: Job, folder: RunFolder) -> None:
 
 
 def show_status(path: Path) -> None:
-    """Stages that are done, begun or not begun, and how full the store is.
+    """Stages that are done, begun or not begun, and how full the store is; of a store alone, only that.
 
     Raises:
-        MissingFileError: No run folder.
+        MissingFileError: No run folder and no store.
     """
+    if (path / "zarr.json").is_file():
+        show_campaign(SimulationStore.open(path))
+        return
     folder = RunFolder(path)
     if not (folder / "config.yaml").is_file():
         raise MissingFileError(f"no run at {path}: a run folder has `config.yaml`")
@@ -82,8 +86,20 @@ def show_status(path: Path) -> None:
         rows.append((name, state, f"{done.seconds:.1f} s" if done else ""))
     _table(f"Run {path}", ("stage", "state", "time"), rows)
     if (folder / "simulations.zarr").exists():
-        counts = SimulationStore.open(folder / "simulations.zarr").counts()
-        console.print("Simulations: " + ", ".join(f"{n:,} {name}" for name, n in counts.items() if n), highlight=False)
+        show_campaign(SimulationStore.open(folder / "simulations.zarr"))
+
+
+def show_campaign(store: SimulationStore) -> None:
+    """Rows by status, rate, size, time left, and why rows are not ok."""
+    found = progress_of(store)
+    rows = [(name, f"{n:,}", f"{n / store.rows:.1%}") for name, n in found.counts.items() if n]
+    _table(f"Simulations {store.path}", ("status", "rows", "of all"), rows)
+    rate = f", {found.rate:,.3g} rows/s" if found.rate else ""
+    left = f", about {_duration(found.seconds_left)} left" if found.seconds_left is not None else ""
+    console.print(f"{_bytes(found.bytes)} on disk, {found.row_seconds:.3g} s a row{rate}{left}", highlight=False)
+    if found.reasons:
+        reasons = [(f"{n:,}", row, reason) for reason, (n, row) in found.reasons.items()]
+        _table("Why", ("rows", "such as", "reason"), reasons)
 
 
 def show_list(what: str) -> None:
@@ -164,7 +180,8 @@ def _guesses(job: Job) -> dict[str, str]:
     try:
         started = time.perf_counter()
         theta = job.prior.sample(rows, rng)
-        x = simulate_checked(job.simulator, theta, rng)
+        context = job.context.draw(rows, rng) if job.context else {}
+        x = simulate_checked(job.simulator, theta, rng, context) | context
         simulate = (time.perf_counter() - started) / rows * config.simulate.rows
     except Exception as error:  # the simulator's own; `run` will tell it in full
         return {"simulate": f"unknown: {type(error).__name__}"}
@@ -180,7 +197,7 @@ def _training_guess(job: Job, theta: np.ndarray, x: dict[str, np.ndarray]) -> fl
 
     config = job.config
     train = config.train
-    estimator = build_estimator(job.prior, job.simulator.observables, train.estimator(impute=True))
+    estimator = build_estimator(job.prior, job.conditions, train.estimator(impute=True))
     some = as_batch(theta, x)
     estimator.fit_preprocess(some)
     batch = some.select(torch.arange(train.batch_size) % some.rows)

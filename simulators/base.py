@@ -107,6 +107,11 @@ class HasGroups(Protocol):
     group_size: int
 
 
+def context_of(simulator: Simulator) -> ContextPrior | None:
+    """Where its known nuisance comes from, if it has any."""
+    return simulator.context if isinstance(simulator, HasContext) else None
+
+
 def simulate_checked(
     simulator: Simulator,
     theta: np.ndarray,
@@ -149,8 +154,8 @@ def _checked(simulator: str, name: str, shape: tuple[int, ...], dtype: str, valu
     return array.astype(dtype, copy=False)
 
 
-def describe(simulator: Simulator) -> dict[str, Any]:
-    """What tells one simulator from another: class, version, arguments and a hash of its source."""
+def describe(simulator: Any) -> dict[str, Any]:
+    """What tells one simulator, or one context, from another: class, version, arguments and a hash of its source."""
     kind = type(simulator)
     arguments = {
         key: value

@@ -16,7 +16,7 @@ import numpy as np
 from ..data.layout import Block
 from ..data.records import FAILED, INVALID, OK, PENDING, TIMEOUT, Records, no_reasons
 from ..data.variables import Arrays
-from .base import HasBaseNumbers, HasContext, HasGroups, Simulator, simulate_checked
+from .base import ContextPrior, HasBaseNumbers, HasGroups, Simulator, simulate_checked
 from .guard import Outcome, attempt, guarded
 from .prior import Prior
 
@@ -60,10 +60,19 @@ class BlockSimulator:
         prior: Of theta.
         seed: Root of all randomness.
         protection: Against rows that fail.
+        context: Of the known nuisance; None where there is none.
     """
 
-    def __init__(self, simulator: Simulator, prior: Prior, seed: int, protection: Protection) -> None:
-        self.simulator, self.prior, self.seed, self.protection = simulator, prior, seed, protection
+    def __init__(
+        self,
+        simulator: Simulator,
+        prior: Prior,
+        seed: int | tuple[int, ...],
+        protection: Protection,
+        context: ContextPrior | None = None,
+    ) -> None:
+        self.simulator, self.prior, self.context = simulator, prior, context
+        self.seed, self.protection = seed, protection
 
     def draw(self, block: Block) -> tuple[Draw, np.random.Generator]:
         """theta, context, u and group of a block, and the generator for its noise."""
@@ -71,14 +80,23 @@ class BlockSimulator:
         size = simulator.group_size if isinstance(simulator, HasGroups) else 1
         theta = self.prior.sample(-(-rows // size), rng)
         theta = np.repeat(theta, size, axis=0)[:rows] if size > 1 else theta
-        context = simulator.context.draw(rows, rng) if isinstance(simulator, HasContext) else {}
+        context = self.context.draw(rows, rng) if self.context else {}
         u = simulator.sample_u(rows, rng) if isinstance(simulator, HasBaseNumbers) else None
         group = np.arange(block.rows.start, block.rows.stop) // size if size > 1 else None
         return Draw(theta, context, u, group), rng
 
     def __call__(self, block: Block) -> Records:
         """All rows of a block."""
-        draw, rng = self.draw(block)
+        return self._simulate(block, *self.draw(block))
+
+    def at(self, theta: np.ndarray, context: Arrays) -> Records:
+        """Rows at given parameters and context, as one block."""
+        block = Block((0,), slice(0, len(theta)))
+        rng, simulator = self._generator(block.key), self.simulator
+        u = simulator.sample_u(len(theta), rng) if isinstance(simulator, HasBaseNumbers) else None
+        return self._simulate(block, Draw(theta, context, u, None), rng)
+
+    def _simulate(self, block: Block, draw: Draw, rng: np.random.Generator) -> Records:
         started = time.perf_counter()
         outcome = Outcome[int, Arrays](0, None) if self._one_by_one else self.together(draw, rng)
         if outcome.result is None:

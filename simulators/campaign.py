@@ -24,7 +24,7 @@ from ..data.files import fingerprint
 from ..data.layout import Block, Layout
 from ..data.records import FAILED, INVALID, NOTHING, PENDING, STATUS, TIMEOUT, Records, Schema
 from ..data.store import SimulationStore
-from .base import HasBaseNumbers, HasContext, HasGroups, Simulator, describe
+from .base import ContextPrior, HasBaseNumbers, HasGroups, Simulator, context_of, describe
 from .block import BlockSimulator, Protection
 from .prior import Prior
 from .trail import Trail, filling
@@ -90,6 +90,7 @@ class FillShard:
         prior: Of theta.
         seed: Root of all randomness.
         protection: Against rows that fail.
+        context: Of the known nuisance, where there is any.
         again: Statuses of rows to be tried once more, besides filling pending blocks.
         attempt: Number of their next attempt.
     """
@@ -99,6 +100,7 @@ class FillShard:
     prior: Prior
     seed: int
     protection: Protection = field(default_factory=Protection)
+    context: ContextPrior | None = None
     again: tuple[int, ...] = ()
     attempt: int = 0
 
@@ -125,7 +127,7 @@ class FillShard:
         suspect = trail.suspects(block)
         trail.begin(block)
         protection = replace(self.protection, isolate=self.protection.isolate or suspect or trail.fragile)
-        simulate = BlockSimulator(simulator, self.prior, self.seed, protection)
+        simulate = BlockSimulator(simulator, self.prior, self.seed, protection, self.context)
         records = simulate.again(block, known, redo, self.attempt) if known is not None and redo else simulate(block)
         if suspect and np.isin(records.status, (FAILED, TIMEOUT)).any():
             trail.mark_fragile()
@@ -139,6 +141,7 @@ def simulate(
     *,
     seed: int = 0,
     prior: Prior | None = None,
+    context: ContextPrior | None = None,
     executor: Executor | None = None,
     on_invalid: OnInvalid = "mask",
     protection: Protection | None = None,
@@ -154,6 +157,7 @@ def simulate(
         path: Folder of the Zarr store.
         seed: Root of all randomness.
         prior: Overrides the simulator's own.
+        context: Overrides the simulator's own.
         executor: Runs the shards; one after the other in this process when None.
         on_invalid: ``fail`` stops at the first row that raises or is not finite; ``mask`` and ``impute`` record it.
         protection: Time limit, retries, child processes; none when None.
@@ -170,8 +174,14 @@ def simulate(
     """
     prior = prior or simulator.prior
     protection = protection or Protection()
-    store = _open_or_create(simulator, prior, rows, Path(path), seed, block, protection)
-    task = FillShard(store.path, reference or simulator, prior, seed, protection)
+    context = context or context_of(simulator)
+    own = identity(simulator, prior, seed, context)
+    if Path(path).exists():
+        store = _open(own, rows, Path(path))
+    else:
+        probe(simulator, prior, protection, context)
+        store = _create(simulator, prior, context, own, rows, Path(path), block)
+    task = FillShard(store.path, reference or simulator, prior, seed, protection, context)
     with filling(store):
         pending = store.pending_shards()
         progress(store.rows - sum(store.layout.shard_length(shard) for shard in pending))
@@ -184,6 +194,7 @@ def retry(
     simulator: Simulator,
     path: str | Path,
     *,
+    context: ContextPrior | None = None,
     executor: Executor | None = None,
     protection: Protection | None = None,
     reference: Reference | None = None,
@@ -194,6 +205,7 @@ def retry(
     Args:
         simulator: The forward model that filled the store; its source may have been mended meanwhile.
         path: Folder of the Zarr store.
+        context: As the campaign was begun with; the simulator's own when None.
         executor: Runs the shards; one after the other in this process when None.
         protection: Time limit, retries, child processes; none when None.
         reference: The simulator by name, for executors whose workers must find it themselves.
@@ -220,6 +232,7 @@ def retry(
         Prior.from_json(campaign["prior"]),
         seed,
         protection,
+        context or context_of(simulator),
         (FAILED, TIMEOUT),
         attempt,
     )
@@ -253,12 +266,12 @@ def verify(store: SimulationStore) -> None:
                 )
 
 
-def identity(simulator: Simulator, prior: Prior, seed: int) -> dict[str, Any]:
+def identity(simulator: Simulator, prior: Prior, seed: int, context: ContextPrior | None = None) -> dict[str, Any]:
     """What makes two campaigns the same one."""
-    schema = schema_of(simulator, prior)
+    context = context or context_of(simulator)
     optional = {
-        "context": schema.context.to_json(),
-        "u_shape": list(schema.u_shape or ()),
+        "context": context and (context.to_json() if isinstance(context, Prior) else describe(context)),
+        "u_shape": list(getattr(simulator, "u_shape", ())),
         "group_size": getattr(simulator, "group_size", None),
     }
     return {
@@ -270,12 +283,13 @@ def identity(simulator: Simulator, prior: Prior, seed: int) -> dict[str, Any]:
     }
 
 
-def schema_of(simulator: Simulator, prior: Prior) -> Schema:
+def schema_of(simulator: Simulator, prior: Prior, context: ContextPrior | None = None) -> Schema:
     """Which arrays a campaign of this simulator has."""
+    context = context or context_of(simulator)
     return Schema(
         prior.variables,
         simulator.observables,
-        simulator.context.variables if isinstance(simulator, HasContext) else NOTHING,
+        context.variables if context else NOTHING,
         tuple(simulator.u_shape) if isinstance(simulator, HasBaseNumbers) else None,
         isinstance(simulator, HasGroups) and simulator.group_size > 1,
     )
@@ -304,21 +318,26 @@ def _fill(
         progress(store.layout.shard_length(report.shard))
 
 
-def _open_or_create(
-    simulator: Simulator, prior: Prior, rows: int, path: Path, seed: int, block: int | None, protection: Protection
+def _create(
+    simulator: Simulator,
+    prior: Prior,
+    context: ContextPrior | None,
+    own: dict[str, Any],
+    rows: int,
+    path: Path,
+    block: int | None,
 ) -> SimulationStore:
-    own = identity(simulator, prior, seed)
-    if not path.exists():
-        probe(simulator, prior, protection)
-        attributes = {
-            "campaign": own,
-            "campaign_hash": fingerprint(own),
-            "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
-            "versions": {name: version(name) for name in ("simfer", "numpy", "torch", "zarr")},
-        }
-        multiple = getattr(simulator, "group_size", 1)
-        layout = Layout.choose(rows, simulator.observables, block=block, multiple=multiple)
-        return SimulationStore.create(path, layout, schema_of(simulator, prior), attributes)
+    attributes = {
+        "campaign": own,
+        "campaign_hash": fingerprint(own),
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
+        "versions": {name: version(name) for name in ("simfer", "numpy", "torch", "zarr")},
+    }
+    layout = Layout.choose(rows, simulator.observables, block=block, multiple=getattr(simulator, "group_size", 1))
+    return SimulationStore.create(path, layout, schema_of(simulator, prior, context), attributes)
+
+
+def _open(own: dict[str, Any], rows: int, path: Path) -> SimulationStore:
     store = SimulationStore.open(path)
     theirs = store.attributes.get("campaign", {})
     differing = [key for key in {**own, **theirs} if theirs.get(key) != own.get(key)]
@@ -344,7 +363,7 @@ def _own_seed(store: SimulationStore) -> int:
     return seed
 
 
-def probe(simulator: Simulator, prior: Prior, protection: Protection) -> None:
+def probe(simulator: Simulator, prior: Prior, protection: Protection, context: ContextPrior | None) -> None:
     """Hold the simulator to its contract on a few rows before anything is written.
 
     Warns of one that gives other data for the same generator: its campaigns cannot be repeated.
@@ -352,7 +371,7 @@ def probe(simulator: Simulator, prior: Prior, protection: Protection) -> None:
     Raises:
         ContractError: Wrong names, number of rows, shapes or dtypes.
     """
-    simulate = BlockSimulator(simulator, prior, 0, protection)
+    simulate = BlockSimulator(simulator, prior, 0, protection, context)
     block = Block((0,), slice(0, 1 if getattr(simulator, "per_row", False) else 3))
     first, second = (simulate.together(*simulate.draw(block)).result for _ in range(2))
     if first is None or second is None:  # in the campaign, rows will be tried one by one

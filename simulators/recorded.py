@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..data.errors import SimulatorError
 from ..data.store import SimulationStore
+from ..data.variables import Variables
 from .prior import Prior
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordedContext:
+    variables: Variables
+
+    def draw(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        raise SimulatorError("the simulator is not here, only what it left: its context cannot be drawn")
 
 
 class Recorded:
@@ -23,6 +33,8 @@ class Recorded:
     def __init__(self, store: SimulationStore, observations: Mapping[str, Any] | None = None) -> None:
         self.prior = Prior.from_json(store.attributes["campaign"]["prior"])
         self.observables = store.observables
+        if len(store.schema.context):
+            self.context = _RecordedContext(store.schema.context)
         self.observations = dict(observations or {})
         self._name = store.attributes["campaign"]["simulator"]["class"]
 
