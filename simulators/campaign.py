@@ -106,14 +106,15 @@ class FillShard:
 
     def __call__(self, shard: int) -> ShardReport:
         simulator = _loaded(self.simulator) if isinstance(self.simulator, Reference) else self.simulator
-        store, trail = SimulationStore.open(self.store), Trail(self.store, shard)
+        store = SimulationStore.open(self.store)
         rows = store.layout.shard_rows(shard)
         begun = store.is_whole(shard) and (store.read_array("status", rows) != PENDING).any()
         before = store.read_records(rows) if begun else None
-        parts = [self._block(simulator, store, trail, block, before) for block in store.layout.blocks(shard)]
-        records = Records.join(parts, store.schema)
-        store.write_shard(shard, records)
-        trail.end()
+        with Trail(self.store, shard) as trail:
+            parts = [self._block(simulator, store, trail, block, before) for block in store.layout.blocks(shard)]
+            records = Records.join(parts, store.schema)
+            store.write_shard(shard, records)
+            trail.end()
         return _report(shard, records, rows.start, self.prior)
 
     def _block(
