@@ -23,7 +23,7 @@ from ..data import registry
 from ..data.errors import PriorError, SimferError, did_you_mean
 from ..data.files import fingerprint
 from .families import FAMILIES, Family, why_not
-from .parts import JointNormal, Marginals, OwnLaw, Part, cdf_family, standard
+from .parts import JointNormal, Marginals, OwnLaw, Part, cdf_family, standard, support_of
 
 _JOINT = "MultivariateNormal"
 _COVARIANCES = ("covariance_matrix", "precision_matrix", "scale_tril")
@@ -79,9 +79,8 @@ class OwnClass:
     kind: Any
     arguments: dict[str, Any]
 
-    def __call__(self, device: torch.device | None = None, validate_args: bool | None = None) -> Distribution:
-        made: Distribution = self.kind(**{key: _tensor(value, device) for key, value in self.arguments.items()})
-        return made
+    def __call__(self, device: torch.device | None = None) -> Any:
+        return self.kind(**{key: _tensor(value, device) for key, value in self.arguments.items()})
 
 
 def names_of(key: Any) -> tuple[str, ...]:
@@ -257,7 +256,7 @@ def _made(named: str, law: OwnClass, size: int) -> tuple[Distribution, Any]:
         made = law()
         if not isinstance(made, Distribution):
             raise TypeError(f"it must be a torch Distribution; got {type(made).__name__}")
-        support: Any = made.support
+        support = support_of(made)
     except NotImplementedError as error:
         raise PriorError(f"{named} must have a `support`, a constraint of torch.distributions.constraints") from error
     except Exception as error:

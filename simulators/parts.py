@@ -70,7 +70,7 @@ class Marginals:
         self.index = torch.tensor(index)
         self._family, self._make = family, make
         self._made: dict[torch.device, tuple[Distribution, Tensor, Tensor]] = {}
-        self._bounds = bounds(make(torch.device("cpu")).support, len(index))
+        self._bounds = bounds(support_of(make(torch.device("cpu"))), len(index))
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         return self._bounds
@@ -123,7 +123,8 @@ class JointNormal:
         return torch.isfinite(theta).all(-1)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        return log_phi(self.to_unconstrained(theta)).sum(-1) - self._log_volume()
+        density = log_phi(self.to_unconstrained(theta)).sum(-1) - self._log_volume()
+        return torch.where(torch.isinf(theta).any(-1), -math.inf, density)
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
         centred = (theta - self._loc.to(theta)).unsqueeze(-1)
@@ -158,15 +159,14 @@ class OwnLaw:
         self.index = torch.tensor(index)
         self._make, self._centre, self._spread = make, centre, spread
         self._made: dict[torch.device, Distribution] = {}
-        self._bounds = bounds(make(torch.device("cpu")).support, len(index))
+        self._bounds = bounds(support_of(make(torch.device("cpu"))), len(index))
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         return self._bounds
 
     def contains(self, theta: Tensor) -> Tensor:
         law = self._on(theta.device)
-        support: Any = law.support
-        inside: Tensor = support.check(_inner(law, theta))
+        inside: Tensor = support_of(law).check(_inner(law, theta))
         return inside & torch.isfinite(theta).all(-1)
 
     def log_prob(self, theta: Tensor) -> Tensor:
@@ -176,18 +176,18 @@ class OwnLaw:
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
         law = self._on(theta.device)
-        raw = _outer(law, biject_to(law.support).inv(_inner(law, self._clamped(theta))))
+        raw = _outer(law, biject_to(support_of(law)).inv(_inner(law, self._clamped(theta))))
         return (raw - self._centre.to(raw)) / self._spread.to(raw)
 
     def from_unconstrained(self, z: Tensor) -> Tensor:
         law = self._on(z.device)
         raw = _inner(law, z * self._spread.to(z) + self._centre.to(z))
-        return self._clamped(_outer(law, biject_to(law.support)(raw)))
+        return self._clamped(_outer(law, biject_to(support_of(law))(raw)))
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
         law = self._on(theta.device)
         raw = _inner(law, z * self._spread.to(z) + self._centre.to(z))
-        inverse = biject_to(law.support).log_abs_det_jacobian(raw, _inner(law, theta))
+        inverse = biject_to(support_of(law)).log_abs_det_jacobian(raw, _inner(law, theta))
         return torch.where(self.contains(theta), -inverse - self._spread.log().sum().to(z), -math.inf)
 
     def sample(self, rows: int) -> Tensor:
@@ -206,7 +206,7 @@ class OwnLaw:
 
 def standard(law: Distribution, draws: Tensor) -> tuple[list[float], list[float]]:
     """Median and quartile width, as of a normal's sd, of draws ``(rows, *event)`` in ``biject_to``'s coordinates."""
-    raw = _outer(law, biject_to(law.support).inv(draws.double())).numpy()
+    raw = _outer(law, biject_to(support_of(law)).inv(draws.double())).numpy()
     low, middle, high = np.quantile(raw, [0.25, 0.5, 0.75], axis=0)
     width = (high - low) / 1.349
     return middle.tolist(), np.where(width > 0, width, 1.0).tolist()
@@ -215,6 +215,12 @@ def standard(law: Distribution, draws: Tensor) -> tuple[list[float], list[float]
 def cdf_family(make: Callable[..., Distribution]) -> Family:
     """The family of a distribution that has ``cdf`` and ``icdf``; beyond 8.2 sd, where F rounds to 1, z stays there."""
     return Family(make, (), _to_by_cdf, _from_by_cdf)
+
+
+def support_of(law: Distribution) -> Any:
+    """Its support as a constraint; that of a mixture is its components', which ``biject_to`` knows."""
+    support: Any = law.support
+    return support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support
 
 
 def bounds(support: Any, size: int) -> tuple[Tensor, Tensor]:

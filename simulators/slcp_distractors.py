@@ -41,7 +41,7 @@ class SLCPDistractors:
     ) -> np.ndarray:
         """Log density of the eight numbers that depend on theta, shape ``(rows,)``.
 
-        That of the others is left out: their scale matrices have condition numbers beyond double precision.
+        That of the others is left out: the condition numbers of their scales reach 5e18, beyond double precision.
         """
         return log_density(theta, x["x"][:, np.argsort(mixture().permutation)[:SIZE]])
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +82,14 @@ def one(family: str) -> Prior:
 
 def test_every_family_has_an_example() -> None:
     assert set(EXAMPLES) == set(LAWS) == set(FAMILIES)
+
+
+def test_every_family_is_documented_with_its_arguments() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "priors.md").read_text(encoding="utf-8")
+    table = page.split("## One parameter")[1].split("## Several")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| `")]
+    documented = {name.strip("`"): set(re.findall(r"`(\w+)`", arguments)) for name, arguments in rows}
+    assert documented == {name: set(family.arguments) for name, family in FAMILIES.items()}
 
 
 @EVERY

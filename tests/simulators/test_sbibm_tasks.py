@@ -152,7 +152,7 @@ def test_glm_design_links_the_benchmarks_two_observations() -> None:
 def test_glm_prior_has_the_benchmarks_precision() -> None:
     difference = np.eye(9) - np.diag(np.ones(8), -1)
     penalty = difference @ difference + np.diag(np.sqrt(np.arange(9) / 9))
-    precision = scipy.linalg.block_diag(0.5, penalty.T @ penalty)
+    precision = scipy.linalg.block_diag(np.array([[0.5]]), penalty.T @ penalty)
     theta = BernoulliGLM.prior.sample(200_000, np.random.default_rng(0))
     whitened = theta @ np.linalg.cholesky(precision)
     np.testing.assert_allclose(np.cov(whitened.T), np.eye(10), atol=0.02)
