@@ -92,10 +92,6 @@ class Prior:
                 theta[:, part.index] = _seeded(part, rows, rng)
         return theta.numpy()
 
-    def draw(self, rows: int, rng: np.random.Generator) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The same draws as named columns."""
-        return dict(zip(self.names, self.sample(rows, rng).T.copy(), strict=True))
-
     def draw(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The same draws by name, each ``(rows,)``: a prior is what a known nuisance is drawn from, too."""
         return dict(zip(self.names, self.sample(rows, rng).T.copy(), strict=True))
