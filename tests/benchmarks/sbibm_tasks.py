@@ -27,6 +27,7 @@ from scipy.special import logsumexp
 from sklearn.mixture import GaussianMixture
 
 from simfer.data import registry
+from simfer.simulators import benchmark
 from simfer.simulators.campaign import Reference
 
 TASKS = (
@@ -120,9 +121,9 @@ def unpacked(folder: Path | None) -> Iterator[Path]:
 
 def row(package: Path, task: str, observations: int) -> str:
     simulator: Any = Reference(task).load()
-    found = []
+    (name,), shipped, found = simulator.observables.names, benchmark.observations(task), []
     for k in range(1, observations + 1):
-        x = {name: np.asarray(v, float)[None] for name, v in simulator.observations[f"observation_{k}"].items()}
+        x = {name: np.array(shipped[f"observation_{k}"]["x"])[None]}
         found.append(agreement(simulator, x, reference_draws(package, task, k), ROUND.get(task, 24)))
     effective, shift, chance, least, most, evidence = (np.array(column) for column in zip(*found, strict=True))
     worst = int((shift / chance).argmax())
