@@ -22,8 +22,9 @@ from torch.distributions import Distribution, MultivariateNormal
 from ..data import registry
 from ..data.errors import PriorError, SimferError, did_you_mean
 from ..data.files import fingerprint
-from .families import FAMILIES, Family, why_not
+from .families import FAMILIES, Family
 from .parts import JointNormal, Marginals, OwnLaw, Part, cdf_family, standard, support_of
+from .refused import why_not
 
 _JOINT = "MultivariateNormal"
 _COVARIANCES = ("covariance_matrix", "precision_matrix", "scale_tril")
