@@ -50,6 +50,12 @@ def resolve(group: str, name: str, folder: Path | None = None) -> Any:
     return entry.load()
 
 
+def is_loaded(name: str) -> bool:
+    """Whether the module or file of ``module:Object`` is imported already, so that to resolve it runs no code."""
+    where = name.rpartition(":")[0]
+    return (_file_module(Path(where)) if where.endswith(".py") else where) in sys.modules
+
+
 def _from_path(name: str, folder: Path) -> Any:
     where, _, attribute = name.rpartition(":")
     module = _from_file(folder / where) if where.endswith(".py") else _from_module(where, folder)
@@ -62,7 +68,7 @@ def _from_path(name: str, folder: Path) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise MissingFileError(f"no file `{path}`: give the path of a Python file, relative to the configuration")
-    name = f"simfer_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    name = _file_module(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -76,6 +82,10 @@ def _from_file(path: Path) -> Any:
         del sys.modules[name]
         raise
     return module
+
+
+def _file_module(path: Path) -> str:
+    return f"simfer_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
 
 
 def _from_module(name: str, folder: Path) -> Any:

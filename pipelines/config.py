@@ -120,7 +120,8 @@ class Config(Settings):
         name: Of the run and its folder.
         seed: Root of all randomness.
         simulator: The forward model; a bare string is its name.
-        prior: Parameter → distribution, overriding the simulator's: ``{dist: Uniform, low: 0, high: 1}``.
+        prior: Parameter → distribution, overriding the simulator's: ``{dist: Uniform, low: 0, high: 1}``; several
+            parameters, as in ``a, b``, → a joint one. See docs/priors.md.
         context: Known nuisance → its value for the observation, or a distribution to draw it from for the simulations,
             overriding the simulator's, with the observation's value as ``observed``.
         observation: Shipped data by name, a file, or ``{values: {observable: numbers}}``; none, and nothing is inferred.

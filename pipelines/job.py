@@ -16,6 +16,7 @@ from ..estimators.preprocess import Preprocess
 from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
+from ..simulators.entries import absolute
 from ..simulators.prior import Prior
 from .config import CheckConfig, Config
 from .context import read_context
@@ -88,7 +89,7 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     checks = tuple(c for i, item in enumerate(config.diagnose.checks) if (c := _check(item, i, found)))
     if simulator is None:
         raise ConfigError(found.in_order())
-    prior = _prior(simulator, config, found)
+    prior = _prior(simulator, config, source.folder, found)
     with found.at("train", "transforms"):
         Preprocess(_conditions(simulator), config.train.transforms)
     with found.at("infer", "refine"):
@@ -134,11 +135,11 @@ def _check(item: CheckConfig, index: int, found: Problems) -> Check | None:
     return None
 
 
-def _prior(simulator: Simulator, config: Config, found: Problems) -> Prior:
+def _prior(simulator: Simulator, config: Config, folder: Path, found: Problems) -> Prior:
     prior = simulator.prior
     for name, described in config.prior.items():
         with found.at("prior", name):
-            prior = prior.replace({name: described})
+            prior = prior.replace({name: described}, folder)
     return prior
 
 
@@ -181,6 +182,8 @@ def _absolute(config: Config, folder: Path) -> Config:
     if where.endswith(".py"):
         name = f"{(folder / where).resolve()}:{attribute}"
         config = config.model_copy(update={"simulator": config.simulator.model_copy(update={"name": name})})
+    prior = {name: {**item, "dist": absolute(str(item.get("dist")), folder)} for name, item in config.prior.items()}
+    config = config.model_copy(update={"prior": prior})
     if isinstance(config.observation, str) and (folder / config.observation).exists():
         config = config.model_copy(update={"observation": str((folder / config.observation).resolve())})
     return config

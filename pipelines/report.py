@@ -18,6 +18,7 @@ from ..diagnostics.base import CheckResult
 from ..diagnostics.calibration import CalibrationSet
 from ..diagnostics.plots import plot_corner, plot_losses
 from ..diagnostics.predictive import predictive_check
+from ..simulators.entries import arguments_text
 from .folder import RunFolder
 from .job import Job
 from .stages import STAGES
@@ -95,10 +96,7 @@ def write_report(job: Job, folder: RunFolder) -> None:
 
 
 def _prior_table(job: Job) -> dict[str, str]:
-    return {
-        name: f"{item['dist']}({', '.join(f'{k} = {v:g}' for k, v in item.items() if isinstance(v, float))})"
-        for name, item in job.prior.to_json().items()
-    }
+    return {name: f"{item['dist']}({arguments_text(item)})" for name, item in job.prior.to_json().items()}
 
 
 def _corner(job: Job, folder: RunFolder) -> str:

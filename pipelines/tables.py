@@ -17,6 +17,7 @@ from ..data.errors import MissingFileError, SimferError, UnknownNameError, did_y
 from ..data.store import SimulationStore
 from ..simulators.base import Simulator, simulate_checked
 from ..simulators.campaign import Reference
+from ..simulators.entries import arguments_text
 from ..simulators.progress import progress_of
 from .engine import Step, plan
 from .folder import RunFolder
@@ -144,10 +145,7 @@ def show_one(name: str) -> None:
 
 def _show_simulator(simulator: Simulator) -> None:
     prior = simulator.prior.to_json()
-    parameters = [
-        (n, item["dist"], ", ".join(f"{k} = {v:g}" for k, v in item.items() if isinstance(v, float)), item["units"])
-        for n, item in prior.items()
-    ]
+    parameters = [(name, item["dist"], arguments_text(item), item["units"]) for name, item in prior.items()]
     _table("Parameters", ("name", "prior", "arguments", "units"), parameters)
     observables = [(v.name, str(v.shape), v.dtype, v.units) for v in simulator.observables]
     _table("Observables", ("name", "shape", "dtype", "units"), observables)

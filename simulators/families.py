@@ -55,7 +55,7 @@ class TruncatedNormal(D.Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         xi = (value - self.loc) / self.scale
         inside = (value >= self.low) & (value <= self.high)
-        density = _log_phi(xi) - self.scale.log() - self._mass.log()
+        density = log_phi(xi) - self.scale.log() - self._mass.log()
         return torch.where(inside, density, -math.inf)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -88,6 +88,66 @@ class LogUniform(D.Distribution):
         return _from_log_uniform(self, z)
 
 
+class GeneralizedPareto(D.Distribution):
+    """Excesses over ``loc`` with tail index ``concentration``; bounded above where that is negative.
+
+    torch's class of this name compares float64 arguments with a float32 zero and raises.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "loc": constraints.real,
+        "scale": constraints.positive,
+        "concentration": constraints.real,
+    }
+
+    def __init__(
+        self,
+        loc: float | Tensor,
+        scale: float | Tensor,
+        concentration: float | Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        tensors = [torch.as_tensor(value, dtype=torch.float64) for value in (loc, scale, concentration)]
+        self.loc, self.scale, self.concentration = torch.broadcast_tensors(*tensors)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        bounded = self.concentration < 0
+        longest = self.scale / torch.where(bounded, -self.concentration, 1.0)
+        return constraints.interval(self.loc, torch.where(bounded, self.loc + longest, math.inf))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = (value >= self.loc) & (value <= self.support.upper_bound)
+        density = (1 + self.concentration) * self.log_survival(value) - self.scale.log()
+        return torch.where(inside, density, -math.inf)
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """log P(theta > value)."""
+        xi, heavy = (value - self.loc) / self.scale, self.concentration != 0
+        shape = torch.where(heavy, self.concentration, 1.0)
+        return torch.where(heavy, -torch.log1p(shape * xi) / shape, -xi)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        z = torch.randn(torch.Size(sample_shape) + self.batch_shape, dtype=torch.float64)
+        return _from_generalized_pareto(self, z)
+
+
+class Kumaraswamy(D.Kumaraswamy):
+    """torch's, whose own density goes through 1 - theta^a and is 0 where that rounds to 1."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        a, b = self.concentration1, self.concentration0
+        return a.log() + b.log() + (a - 1) * value.log() + (b - 1) * torch.log1p(-(value**a))
+
+
+def relaxed_bernoulli(temperature: Tensor, probs: Tensor, validate_args: bool | None = None) -> D.RelaxedBernoulli:
+    """torch's, which takes a negative temperature without a word."""
+    if validate_args and not (temperature > 0).all():
+        raise ValueError("`temperature` must satisfy GreaterThan(lower_bound=0.0)")
+    return D.RelaxedBernoulli(temperature, probs, validate_args=validate_args)
+
+
 Values = Callable[[Any, Tensor], Tensor]
 
 
@@ -105,7 +165,8 @@ def _show(values: Tensor) -> str:
     return f"{values.flatten()[0].item():g}"
 
 
-def _log_phi(z: Tensor) -> Tensor:
+def log_phi(z: Tensor) -> Tensor:
+    """Log density of N(0, 1)."""
     return -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
 
 
@@ -119,7 +180,7 @@ def _normal_mass(low: Tensor, high: Tensor) -> Tensor:
     return torch.where(low > 0, _ndtr(-low) - _ndtr(-high), _ndtr(high) - _ndtr(low))
 
 
-def _from_tails(cdf: Tensor, sf: Tensor) -> Tensor:
+def from_tails(cdf: Tensor, sf: Tensor) -> Tensor:
     """z from F and 1 - F, each accurate where it is small; finite even where it has rounded to 0."""
     lower = cdf < sf
     z = torch.special.ndtri(torch.where(lower, cdf, sf).clamp(min=torch.finfo(torch.float64).tiny))
@@ -128,7 +189,7 @@ def _from_tails(cdf: Tensor, sf: Tensor) -> Tensor:
 
 def _to_uniform(d: D.Uniform, theta: Tensor) -> Tensor:
     width = d.high - d.low
-    return _from_tails((theta - d.low) / width, (d.high - theta) / width)
+    return from_tails((theta - d.low) / width, (d.high - theta) / width)
 
 
 def _from_uniform(d: D.Uniform, z: Tensor) -> Tensor:
@@ -138,7 +199,7 @@ def _from_uniform(d: D.Uniform, z: Tensor) -> Tensor:
 
 def _to_log_uniform(d: LogUniform, theta: Tensor) -> Tensor:
     width = (d.high / d.low).log()
-    return _from_tails((theta / d.low).log() / width, (d.high / theta).log() / width)
+    return from_tails((theta / d.low).log() / width, (d.high / theta).log() / width)
 
 
 def _from_log_uniform(d: LogUniform, z: Tensor) -> Tensor:
@@ -148,12 +209,12 @@ def _from_log_uniform(d: LogUniform, z: Tensor) -> Tensor:
 
 def _to_exponential(d: D.Exponential, theta: Tensor) -> Tensor:
     scaled = -d.rate * theta
-    return _from_tails(-torch.expm1(scaled), scaled.exp())
+    return from_tails(-torch.expm1(scaled), scaled.exp())
 
 
 def _to_half_normal(d: D.HalfNormal, theta: Tensor) -> Tensor:
     xi = theta / d.scale
-    return _from_tails(torch.erf(xi / _SQRT2), 2 * _ndtr(-xi))
+    return from_tails(torch.erf(xi / _SQRT2), 2 * _ndtr(-xi))
 
 
 def _from_half_normal(d: D.HalfNormal, z: Tensor) -> Tensor:
@@ -163,7 +224,7 @@ def _from_half_normal(d: D.HalfNormal, z: Tensor) -> Tensor:
 
 def _to_truncated(d: TruncatedNormal, theta: Tensor) -> Tensor:
     xi = (theta - d.loc) / d.scale
-    return _from_tails(_normal_mass(d._alpha, xi) / d._mass, _normal_mass(xi, d._beta) / d._mass)
+    return from_tails(_normal_mass(d._alpha, xi) / d._mass, _normal_mass(xi, d._beta) / d._mass)
 
 
 def _from_truncated(d: TruncatedNormal, z: Tensor) -> Tensor:
@@ -180,13 +241,60 @@ def _quantile_above(start: Tensor, mass: Tensor) -> Tensor:
     return torch.where(below < 0.5, ndtri(below), -ndtri(_ndtr(-start) - mass))
 
 
+def _to_generalized_pareto(d: GeneralizedPareto, theta: Tensor) -> Tensor:
+    log_survival = d.log_survival(theta)
+    return from_tails(-torch.expm1(log_survival), log_survival.exp())
+
+
+def _from_generalized_pareto(d: GeneralizedPareto, z: Tensor) -> Tensor:
+    log_survival, heavy = torch.special.log_ndtr(-z), d.concentration != 0
+    shape = torch.where(heavy, d.concentration, 1.0)
+    return d.loc + d.scale * torch.where(heavy, torch.expm1(-shape * log_survival) / shape, -log_survival)
+
+
+def _to_kumaraswamy(d: D.Kumaraswamy, theta: Tensor) -> Tensor:
+    log_survival = d.concentration0 * torch.log1p(-(theta**d.concentration1))
+    return from_tails(-torch.expm1(log_survival), log_survival.exp())
+
+
+def _from_kumaraswamy(d: D.Kumaraswamy, z: Tensor) -> Tensor:
+    log_survival = torch.special.log_ndtr(-z) / d.concentration0
+    return (-torch.expm1(log_survival)) ** (1 / d.concentration1)
+
+
+def _to_continuous_bernoulli(d: D.ContinuousBernoulli, theta: Tensor) -> Tensor:
+    """A density proportional to exp(logits theta) on [0, 1]."""
+    flat = d.logits == 0
+    rate = torch.where(flat, 1.0, d.logits)
+    cdf = torch.where(flat, theta, torch.expm1(rate * theta) / torch.expm1(rate))
+    survival = torch.where(flat, 1 - theta, torch.expm1(rate * (theta - 1)) / torch.expm1(-rate))
+    return from_tails(cdf, survival)
+
+
+def _from_continuous_bernoulli(d: D.ContinuousBernoulli, z: Tensor) -> Tensor:
+    flat, tail = d.logits == 0, _ndtr(-z.abs())
+    rate = torch.where(flat, 1.0, torch.where(z < 0, d.logits, -d.logits))
+    step = torch.where(flat, tail, torch.log1p(tail * torch.expm1(rate)) / rate)
+    return torch.where(z < 0, step, 1 - step)
+
+
+def _to_relaxed_bernoulli(d: D.RelaxedBernoulli, theta: Tensor) -> Tensor:
+    logistic = d.temperature * torch.logit(theta) - d.logits
+    return from_tails(torch.sigmoid(logistic), torch.sigmoid(-logistic))
+
+
+def _from_relaxed_bernoulli(d: D.RelaxedBernoulli, z: Tensor) -> Tensor:
+    logistic = torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)
+    return torch.sigmoid((logistic + d.logits) / d.temperature)
+
+
 def _scipy(frozen: Callable[[Any], Any]) -> tuple[Values, Values]:
     """Both directions through a scipy distribution made from the torch one."""
 
     def to_normal(d: Any, theta: Tensor) -> Tensor:
         law, values = frozen(d), theta.detach().cpu().numpy()
         tails = (torch.as_tensor(np.asarray(tail)) for tail in (law.cdf(values), law.sf(values)))
-        return _from_tails(*tails).to(theta)
+        return from_tails(*tails).to(theta)
 
     def from_normal(d: Any, z: Tensor) -> Tensor:
         law, values = frozen(d), z.detach().cpu().numpy()
@@ -222,16 +330,27 @@ FAMILIES: dict[str, Family] = {
     ),
     "Cauchy": Family(D.Cauchy, ("loc", "scale"), *_scipy(lambda d: _s.cauchy(_n(d.loc), _n(d.scale)))),
     "Chi2": Family(D.Chi2, ("df",), *_scipy(lambda d: _s.chi2(_n(d.df)))),
+    "ContinuousBernoulli": Family(
+        D.ContinuousBernoulli, ("probs",), _to_continuous_bernoulli, _from_continuous_bernoulli
+    ),
+    "FisherSnedecor": Family(D.FisherSnedecor, ("df1", "df2"), *_scipy(lambda d: _s.f(_n(d.df1), _n(d.df2)))),
     "Gamma": Family(
         D.Gamma, ("concentration", "rate"), *_scipy(lambda d: _s.gamma(_n(d.concentration), scale=1 / _n(d.rate)))
+    ),
+    "GeneralizedPareto": Family(
+        GeneralizedPareto, ("loc", "scale", "concentration"), _to_generalized_pareto, _from_generalized_pareto
     ),
     "Gumbel": Family(D.Gumbel, ("loc", "scale"), *_scipy(lambda d: _s.gumbel_r(_n(d.loc), _n(d.scale)))),
     "HalfCauchy": Family(D.HalfCauchy, ("scale",), *_scipy(lambda d: _s.halfcauchy(scale=_n(d.scale)))),
     "InverseGamma": Family(
         D.InverseGamma, ("concentration", "rate"), *_scipy(lambda d: _s.invgamma(_n(d.concentration), scale=_n(d.rate)))
     ),
+    "Kumaraswamy": Family(Kumaraswamy, ("concentration1", "concentration0"), _to_kumaraswamy, _from_kumaraswamy),
     "Laplace": Family(D.Laplace, ("loc", "scale"), *_scipy(lambda d: _s.laplace(_n(d.loc), _n(d.scale)))),
     "Pareto": Family(D.Pareto, ("scale", "alpha"), *_scipy(lambda d: _s.pareto(_n(d.alpha), scale=_n(d.scale)))),
+    "RelaxedBernoulli": Family(
+        relaxed_bernoulli, ("temperature", "probs"), _to_relaxed_bernoulli, _from_relaxed_bernoulli
+    ),
     "StudentT": Family(D.StudentT, ("df", "loc", "scale"), *_scipy(lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale)))),
     "Weibull": Family(
         D.Weibull,
@@ -239,22 +358,6 @@ FAMILIES: dict[str, Family] = {
         *_scipy(lambda d: _s.weibull_min(_n(d.concentration), scale=_n(d.scale))),
     ),
 }
-
-_UNUSABLE = {
-    "VonMises": "it is circular and has no bijection to the real line",
-    "Dirichlet": "it is joint over several parameters",
-    "MultivariateNormal": "it is joint over several parameters",
-    "Bernoulli": "it is discrete",
-    "Binomial": "it is discrete",
-    "Categorical": "it is discrete",
-    "Geometric": "it is discrete",
-    "Poisson": "it is discrete",
-}
-
-
-def why_not(name: str) -> str | None:
-    """Why a known torch distribution cannot be a marginal of a prior; None for a name that means nothing here."""
-    return _UNUSABLE.get(name)
 
 
 class ToNormal(torch.autograd.Function):
@@ -270,7 +373,7 @@ class ToNormal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         theta, z = ctx.saved_tensors
-        return gradient * (ctx.distribution.log_prob(theta) - _log_phi(z)).exp(), None, None
+        return gradient * (ctx.distribution.log_prob(theta) - log_phi(z)).exp(), None, None
 
 
 class FromNormal(torch.autograd.Function):
@@ -286,4 +389,4 @@ class FromNormal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         z, theta = ctx.saved_tensors
-        return gradient * (_log_phi(z) - ctx.distribution.log_prob(theta)).exp(), None, None, None, None
+        return gradient * (log_phi(z) - ctx.distribution.log_prob(theta)).exp(), None, None, None, None

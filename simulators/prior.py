@@ -1,14 +1,14 @@
-r"""The prior: named, independent parameters, with a bijection to :math:`\mathbb{R}^d` under which it is N(0, I).
+r"""The prior: named parameters, with a bijection to :math:`\mathbb{R}^d` under which it is N(0, I).
 
 Flows live in that space: what they sample never leaves the support, and nothing is ever rejected. The density there
-and here differ by :math:`\log q(\theta) = \log q(z) + \sum_i \log p(\theta_i) - \log \phi(z_i)`.
+and here differ by :math:`\log q(\theta) = \log q(z) + \log |dz / d\theta|`. Only a class of the user's own that has
+no cdf gives z another distribution, of about unit width (see `parts`).
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,46 +26,53 @@ from torch.distributions import (
 
 from ..data.errors import PriorError, ShapeError, did_you_mean
 from ..data.variables import Support, Variable, Variables
-from .families import FAMILIES, Family, FromNormal, ToNormal, _log_phi, why_not
+from .entries import Entry, make_parts, names_of, read_entry
+from .parts import Part
+
+_OF_ONE = ("units", "label")  # kept for each parameter, whatever it shares a distribution with
 
 
 class Prior:
-    """Independent, named, univariate marginals.
+    """Named parameters, independent unless they were named together.
 
     Args:
         marginals: Name of a parameter → a scalar ``torch.distributions`` object (or `TruncatedNormal`, `LogUniform`),
-            or its form in YAML, such as ``{"dist": "Uniform", "low": 0, "high": 1}``.
+            or its form in YAML, such as ``{"dist": "Uniform", "low": 0, "high": 1}``. Several names, as ``"a, b"`` or
+            ``("a", "b")`` → a ``MultivariateNormal``, or a joint class of the user's own.
         units: Name → units, for tables and figures.
         labels: Name → what figures print, such as ``"$\\beta$"``.
+        order: Order of the parameters, where it is not that of ``marginals``.
+        folder: What ``dist: file.py:Class`` is relative to; the working directory when None.
+        run_code: Whether a module that ``dist`` names and that is not loaded yet may be.
 
     Raises:
-        PriorError: A marginal that is no distribution, has impossible arguments, or is of a kind that has no
-            bijection to the real line.
+        PriorError: An entry that is no distribution, has impossible arguments, or is of a kind that has no
+            bijection to the real line; or a parameter named twice.
     """
 
     def __init__(
         self,
-        marginals: Mapping[str, Any],
+        marginals: Mapping[Any, Any],
         *,
         units: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        order: Iterable[str] | None = None,
+        folder: Path | None = None,
+        run_code: bool = True,
     ) -> None:
         if not marginals:
             raise PriorError("`marginals` of a prior must name at least one parameter; got none")
-        self._marginals = {name: _described(name, marginal) for name, marginal in marginals.items()}
+        self._entries = [read_entry(names_of(key), given, folder, run_code) for key, given in marginals.items()]
         self._units, self._labels = dict(units or {}), dict(labels or {})
-        self._groups = _groups(list(self._marginals.values()))
-        self._order = torch.argsort(torch.cat([group.index for group in self._groups]))
-        low, high = (torch.cat([g.bounds()[side] for g in self._groups])[self._order] for side in (0, 1))
-        self._low, self._high = low, high
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._marginals)
+        self.names = _ordered([name for entry in self._entries for name in entry.names], order)
+        self._parts = make_parts(self._entries, list(self.names))
+        self._order = torch.argsort(torch.cat([part.index for part in self._parts]))
+        sides = zip(*(part.bounds() for part in self._parts), strict=True)
+        self._low, self._high = (torch.cat(side)[self._order] for side in sides)
 
     @property
     def dim(self) -> int:
-        return len(self._marginals)
+        return len(self.names)
 
     @property
     def variables(self) -> Variables:
@@ -79,8 +86,11 @@ class Prior:
 
     def sample(self, rows: int, rng: np.random.Generator) -> Float[np.ndarray, "rows parameter"]:
         """Independent draws, float64, a function of ``rng`` alone: the image of standard normal draws."""
-        z = torch.from_numpy(rng.standard_normal((rows, self.dim)))
-        return self.from_unconstrained(z).numpy()
+        theta = self.from_unconstrained(torch.from_numpy(rng.standard_normal((rows, self.dim))))
+        for part in self._parts:
+            if not part.normal:
+                theta[:, part.index] = _seeded(part, rows, rng)
+        return theta.numpy()
 
     def draw(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The same draws by name, each ``(rows,)``: a prior is what a known nuisance is drawn from, too."""
@@ -89,68 +99,109 @@ class Prior:
     def log_prob(self, theta: Float[Tensor, "*batch parameter"]) -> Float[Tensor, "*batch"]:
         """Log density; -inf outside the support."""
         theta = self._checked(theta)
-        return self._gather([group.log_prob(theta[..., group.index]) for group in self._groups], theta).sum(-1)
+        return torch.stack([part.log_prob(theta[..., part.index]) for part in self._parts]).sum(0)
 
     def contains(self, theta: Float[Tensor, "*batch parameter"]) -> Bool[Tensor, "*batch"]:
         """Whether theta lies in the support."""
         theta = self._checked(theta)
-        return ((theta >= self._low.to(theta)) & (theta <= self._high.to(theta))).all(-1)
+        return torch.stack([part.contains(theta[..., part.index]) for part in self._parts]).all(0)
 
     def to_unconstrained(self, theta: Float[Tensor, "*batch parameter"]) -> Float[Tensor, "*batch parameter"]:
         """theta → z; under the prior z ~ N(0, I). theta outside the support goes to the nearest point inside."""
         theta = self._checked(theta)
-        return self._gather([group.to_normal(theta[..., group.index]) for group in self._groups], theta)
+        return self._gather([part.to_unconstrained(theta[..., part.index]) for part in self._parts])
 
     def from_unconstrained(self, z: Float[Tensor, "*batch parameter"]) -> Float[Tensor, "*batch parameter"]:
         """z → theta, strictly inside the support."""
         z = self._checked(z)
-        return self._gather([group.from_normal(z[..., group.index]) for group in self._groups], z)
+        return self._gather([part.from_unconstrained(z[..., part.index]) for part in self._parts])
 
     def log_abs_det(
         self, theta: Float[Tensor, "*batch parameter"], z: Float[Tensor, "*batch parameter"]
     ) -> Float[Tensor, "*batch"]:
         """log |dz / dtheta|; -inf outside the support, so that any density built on it vanishes there."""
-        return self.log_prob(theta) - _log_phi(z).sum(-1)
+        theta, z = self._checked(theta), self._checked(z)
+        parts = [part.log_abs_det(theta[..., part.index], z[..., part.index]) for part in self._parts]
+        return torch.stack(parts).sum(0)
 
     @property
     def torch(self) -> Distribution:
         """The same prior as a torch distribution of float32 draws with event dimension 1, as sbi takes it."""
-        base = Independent(Normal(torch.zeros(self.dim), torch.ones(self.dim)), 1)
+        normal = all(part.normal for part in self._parts)
+        base = Independent(Normal(torch.zeros(self.dim), torch.ones(self.dim)), 1) if normal else _Latent(self)
         return TransformedDistribution(base, [_PriorTransform(self)], validate_args=False)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """The form in YAML, complete: ``{name: {dist, arguments, units, label}}``."""
+        """Complete: ``{name: {dist, arguments, units, label}}``.
+
+        Parameters that share a distribution have ``joint``, their names, besides; the first has its arguments.
+        """
+        items = {name: item for entry in self._entries for name, item in _by_name(entry).items()}
         return {
-            name: {**marginal, "units": self._units.get(name, ""), "label": self._labels.get(name, "")}
-            for name, marginal in self._marginals.items()
+            name: {**items[name], "units": self._units.get(name, ""), "label": self._labels.get(name, "")}
+            for name in self.names
         }
 
     @classmethod
-    def from_json(cls, described: Mapping[str, Mapping[str, Any]]) -> Prior:
-        marginals = {
-            name: {key: value for key, value in item.items() if key not in ("units", "label")}
-            for name, item in described.items()
-        }
-        units = {name: str(item.get("units") or "") for name, item in described.items()}
-        labels = {name: str(item.get("label") or "") for name, item in described.items()}
-        return cls(marginals, units=units, labels=labels)
+    def from_json(cls, described: Mapping[str, Mapping[str, Any]], *, run_code: bool = False) -> Prior:
+        """The prior that ``to_json`` wrote.
 
-    def replace(self, overrides: Mapping[str, Mapping[str, Any]]) -> Prior:
-        """The same prior with some marginals given anew, in their form in YAML; units and labels stay unless given.
+        Args:
+            described: As written.
+            run_code: Whether a class of the user's own may be loaded; where false, it must have been already.
 
         Raises:
-            PriorError: A name that is no parameter, or a marginal that is impossible.
+            PriorError: It names a class that is not loaded; or it was not written by ``to_json``.
         """
-        described = self.to_json()
-        for name, item in overrides.items():
-            if name not in described:
-                raise PriorError(f"prior of `{name}`: no such parameter; {did_you_mean(name, described)}")
-            kept = {key: described[name][key] for key in ("units", "label")}
-            described[name] = {**kept, **item}
-        return Prior.from_json(described)
+        marginals: dict[tuple[str, ...], dict[str, Any]] = {}
+        for name, item in described.items():
+            joint = tuple(item.get("joint", (name,)))
+            if joint[0] == name:
+                marginals[joint] = {key: value for key, value in item.items() if key not in (*_OF_ONE, "joint")}
+        units = {name: str(item.get("units") or "") for name, item in described.items()}
+        labels = {name: str(item.get("label") or "") for name, item in described.items()}
+        return cls(marginals, units=units, labels=labels, order=described, run_code=run_code)
+
+    def replace(self, overrides: Mapping[Any, Any], folder: Path | None = None) -> Prior:
+        """The same prior with some entries given anew, in order.
+
+        Units and labels stay unless given, the order of the parameters always. Of a joint normal of which only some
+        parameters are given anew, the others keep their marginal.
+
+        Args:
+            overrides: As ``marginals``, in their form in YAML, which may have ``units`` and ``label`` besides.
+            folder: What ``dist: file.py:Class`` is relative to.
+
+        Raises:
+            PriorError: A name that is no parameter, or an entry that is impossible.
+        """
+        changed = self
+        for key, given in overrides.items():
+            changed = changed._with(names_of(key), given, folder)
+        return changed
+
+    def _with(self, names: tuple[str, ...], given: Any, folder: Path | None) -> Prior:
+        for name in names:
+            if name not in self.names:
+                raise PriorError(f"prior of `{name}`: no such parameter; {did_you_mean(name, self.names)}")
+        item = dict(given) if isinstance(given, Mapping) else given
+        new = (
+            {key: item.pop(key) for key in _OF_ONE if key in item} if isinstance(item, dict) and len(names) == 1 else {}
+        )
+        kept = [
+            entry.without(set(names)) if set(names) & set(entry.names) else entry
+            for entry in self._entries
+            if not set(entry.names) <= set(names)
+        ]
+        return Prior(
+            {**{entry.names: entry.item for entry in kept}, names: read_entry(names, item, folder).item},
+            units={**self._units, **({names[0]: str(new["units"] or "")} if "units" in new else {})},
+            labels={**self._labels, **({names[0]: str(new["label"] or "")} if "label" in new else {})},
+            order=self.names,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Prior.from_json, (self.to_json(),)
+        return _unpickled, (self.to_json(),)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Prior) and self.to_json() == other.to_json()
@@ -159,8 +210,7 @@ class Prior:
         return hash(self.names)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{name}={_formatted(marginal)}" for name, marginal in self._marginals.items())
-        return f"Prior({inside})"
+        return f"Prior({', '.join(f'{entry.title}={entry}' for entry in self._entries)})"
 
     def _checked(self, values: Tensor) -> Tensor:
         if values.shape[-1:] != (self.dim,):
@@ -170,43 +220,37 @@ class Prior:
             )
         return values.double()
 
-    def _gather(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)[..., self._order.to(like.device)]
+    def _gather(self, columns: list[Tensor]) -> Tensor:
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)[..., self._order.to(columns[0].device)]
 
 
-class _Group:
-    """The marginals of one family, as one distribution with a batch axis: a prior of 100 normals costs one call."""
+def _unpickled(described: dict[str, dict[str, Any]]) -> Prior:
+    return Prior.from_json(described, run_code=True)
 
-    def __init__(self, family: Family, index: list[int], arguments: dict[str, list[float]]) -> None:
-        self.family = family
-        self.index = torch.tensor(index)
-        self._arguments = {name: torch.tensor(values, dtype=torch.float64) for name, values in arguments.items()}
-        self._made: dict[torch.device, tuple[Distribution, Tensor, Tensor]] = {}
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        return _bounds(self.family.distribution(**self._arguments, validate_args=False).support, len(self.index))
+def _ordered(names: list[str], order: Iterable[str] | None) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PriorError(f"prior of `{twice[0]}`: named twice: a parameter has one entry, alone or joint")
+    if order is None:
+        return tuple(names)
+    if set(order) != set(names):
+        raise PriorError(f"`order` must name {', '.join(names)}; got {', '.join(order)}")
+    return tuple(order)
 
-    def to_normal(self, theta: Tensor) -> Tensor:
-        distribution, low, high = self._on(theta.device)
-        return ToNormal.apply(theta.clamp(low, high), self.family, distribution)
 
-    def from_normal(self, z: Tensor) -> Tensor:
-        return FromNormal.apply(z, self.family, *self._on(z.device))
+def _by_name(entry: Entry) -> dict[str, dict[str, Any]]:
+    first, *others = entry.names
+    if not others:
+        return {first: entry.item}
+    shared = {"dist": entry.item["dist"], "joint": list(entry.names)}
+    return {first: {**entry.item, **shared}, **{name: dict(shared) for name in others}}
 
-    def log_prob(self, theta: Tensor) -> Tensor:
-        distribution, low, high = self._on(theta.device)
-        closed_low, closed_high = (bound.to(theta.device) for bound in self.bounds())
-        inside = (theta >= closed_low) & (theta <= closed_high)
-        return torch.where(inside, distribution.log_prob(theta.clamp(low, high)), -math.inf)
 
-    def _on(self, device: torch.device) -> tuple[Distribution, Tensor, Tensor]:
-        """The distribution and the open interior of its support, on a device."""
-        if device not in self._made:
-            arguments = {name: values.to(device) for name, values in self._arguments.items()}
-            low, high = (bound.to(device) for bound in self.bounds())
-            inside = torch.nextafter(low, high), torch.nextafter(high, low)
-            self._made[device] = (self.family.distribution(**arguments, validate_args=False), *inside)
-        return self._made[device]
+def _seeded(part: Part, rows: int, rng: np.random.Generator) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        return part.sample(rows)
 
 
 class _PriorSupport(constraints.Constraint):
@@ -251,88 +295,27 @@ class _PriorTransform(Transform):
         return -self.prior.log_abs_det(y, x.double()).to(x.dtype)
 
 
+class _Latent(Distribution):
+    """What z is distributed as where that is not N(0, I)."""
+
+    support = constraints.real_vector
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        super().__init__(event_shape=torch.Size([prior.dim]), validate_args=False)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))  # torch's generator decides
+        theta = torch.from_numpy(self.prior.sample(shape.numel(), rng))
+        z = self.prior.to_unconstrained(theta)
+        return z.reshape(*shape, self.prior.dim).float()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        theta = self.prior.from_unconstrained(value)
+        return (self.prior.log_prob(theta) - self.prior.log_abs_det(theta, value)).to(value.dtype)
+
+
 @torch.distributions.biject_to.register(_PriorSupport)  # type: ignore[untyped-decorator]
 def _biject_to_prior(support: _PriorSupport) -> Transform:
     return _PriorTransform(support.prior)
-
-
-def _described(name: str, marginal: Any) -> dict[str, Any]:
-    """The checked form in YAML of one marginal."""
-    item = dict(marginal) if isinstance(marginal, Mapping) else _from_torch(name, marginal)
-    kind = item.pop("dist", None)
-    if kind not in FAMILIES:
-        reason = why_not(str(kind))
-        hint = (
-            f"`{kind}` cannot be used: {reason}"
-            if reason
-            else f"unknown `dist` {kind!r}; {did_you_mean(str(kind), FAMILIES)}"
-        )
-        raise PriorError(f"prior of `{name}`: {hint}")
-    return {"dist": kind, **_checked_arguments(name, kind, item)}
-
-
-def _checked_arguments(name: str, kind: str, item: dict[str, Any]) -> dict[str, float]:
-    family = FAMILIES[kind]
-    unknown = [key for key in item if key not in family.arguments]
-    if unknown:
-        raise PriorError(
-            f"prior of `{name}`: {kind} has no `{unknown[0]}`; {did_you_mean(unknown[0], family.arguments)}"
-        )
-    try:
-        arguments = {key: float(value) for key, value in item.items() if value is not None}
-        made = family.distribution(
-            **{key: torch.tensor(v, dtype=torch.float64) for key, v in arguments.items()}, validate_args=True
-        )
-    except (TypeError, ValueError) as error:
-        shown = ", ".join(f"{key} = {value}" for key, value in item.items()) or "no arguments"
-        raise PriorError(f"prior of `{name}`: {kind} cannot be made from {shown}: {_reason(error)}") from error
-    complete = {key: float(getattr(made, key)) for key in family.arguments}
-    if any(math.isnan(value) for value in complete.values()):
-        raise PriorError(f"prior of `{name}`: {kind} needs numbers; got {item}")
-    return {key: value for key, value in complete.items() if math.isfinite(value)}
-
-
-def _from_torch(name: str, marginal: Any) -> dict[str, Any]:
-    kind = type(marginal).__name__
-    if not isinstance(marginal, Distribution):
-        raise PriorError(
-            f"prior of `{name}`: must be a torch distribution or a mapping with `dist`; got {marginal!r:.80}"
-        )
-    if kind in FAMILIES and (marginal.batch_shape.numel() != 1 or marginal.event_shape != ()):
-        raise PriorError(
-            f"prior of `{name}`: must be one number; got a distribution of shape {tuple(marginal.batch_shape)}: "
-            "give every parameter its own name"
-        )
-    arguments = FAMILIES[kind].arguments if kind in FAMILIES else ()
-    return {"dist": kind, **{key: float(getattr(marginal, key)) for key in arguments}}
-
-
-def _groups(marginals: list[dict[str, Any]]) -> list[_Group]:
-    kinds = list(dict.fromkeys(str(marginal["dist"]) for marginal in marginals))
-    groups = []
-    for kind in kinds:
-        index = [i for i, marginal in enumerate(marginals) if marginal["dist"] == kind]
-        names = FAMILIES[kind].arguments
-        infinite = {"low": -math.inf, "high": math.inf}
-        arguments = {key: [float(marginals[i].get(key, infinite.get(key, math.nan))) for i in index] for key in names}
-        groups.append(_Group(FAMILIES[kind], index, arguments))
-    return groups
-
-
-def _bounds(support: Any, size: int) -> tuple[Tensor, Tensor]:
-    low = getattr(support, "lower_bound", -math.inf)
-    high = getattr(support, "upper_bound", math.inf)
-    return tuple(torch.as_tensor(bound, dtype=torch.float64).expand(size).clone() for bound in (low, high))  # type: ignore[return-value]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, or what torch's validation means to say in five."""
-    found = re.search(r"Expected parameter (\w+) .* to satisfy the constraint (.*), but found", str(error), re.DOTALL)
-    if found is None:
-        return str(error).strip().splitlines()[0]
-    return f"`{found[1]}` must satisfy {found[2]}"
-
-
-def _formatted(marginal: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value:g}" for key, value in marginal.items() if key != "dist")
-    return f"{marginal['dist']}({arguments})"

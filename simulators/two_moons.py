@@ -13,6 +13,7 @@ import numpy as np
 from torch.distributions import Uniform
 
 from ..data.variables import Variable, Variables
+from .benchmark import Observations, observations
 from .prior import Prior
 
 
@@ -23,7 +24,7 @@ class TwoMoons:
         {"t1": Uniform(-1.0, 1.0), "t2": Uniform(-1.0, 1.0)}, labels={"t1": r"$\theta_1$", "t2": r"$\theta_2$"}
     )
     observables = Variables([Variable("x", (2,))])
-    observations: ClassVar[dict[str, dict[str, list[float]]]] = {"origin": {"x": [0.0, 0.0]}}
+    observations: ClassVar[Observations] = {"origin": {"x": [0.0, 0.0]}, **observations("two_moons")}
 
     def simulate(
         self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None
@@ -35,12 +36,13 @@ class TwoMoons:
         second = radius * np.sin(angle) + difference / np.sqrt(2)
         return {"x": np.stack([first, second], axis=1)}
 
-
-def log_likelihood(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """log p(x | theta), shape ``(rows,)``; -inf where no radius and angle lead there."""
-    u = x[..., 0] + np.abs(theta[..., 0] + theta[..., 1]) / np.sqrt(2) - 0.25
-    v = x[..., 1] - (theta[..., 1] - theta[..., 0]) / np.sqrt(2)
-    radius = np.hypot(u, v)
-    with np.errstate(divide="ignore"):
-        density = -0.5 * ((radius - 0.1) / 0.01) ** 2 - np.log(0.01 * np.sqrt(2 * np.pi)) - np.log(np.pi * radius)
-    return np.where(u > 0, density, -np.inf)
+    def log_likelihood(
+        self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """log p(x | theta), shape ``(rows,)``; -inf where no radius and angle lead there."""
+        u = x["x"][:, 0] + np.abs(theta[:, 0] + theta[:, 1]) / np.sqrt(2) - 0.25
+        v = x["x"][:, 1] - (theta[:, 1] - theta[:, 0]) / np.sqrt(2)
+        radius = np.hypot(u, v)
+        with np.errstate(divide="ignore"):
+            density = -0.5 * ((radius - 0.1) / 0.01) ** 2 - np.log(0.01 * np.sqrt(2 * np.pi)) - np.log(np.pi * radius)
+        return np.where(u > 0, density, -np.inf)

@@ -175,3 +175,45 @@ def test_paths_are_relative_to_the_file_and_absolute_in_the_dump(tmp_path: Path)
     assert made.observation["x"].tolist() == [0.1, 0.2]
     assert made.config.observation == str((tmp_path / "obs.json").resolve())
     assert made.config.simulator.name == f"{(tmp_path / 'mine.py').resolve()}:Mine"
+
+
+def test_priors_of_all_kinds_override_the_simulators(tmp_path: Path) -> None:
+    (tmp_path / "law.py").write_text("from torch.distributions import Laplace\nclass Peak(Laplace):\n    pass\n")
+    text = """\
+simulator: gaussian_linear
+prior:
+  t10: {dist: law.py:Peak, loc: 0, scale: 1}
+  t1: {dist: GeneralizedPareto, loc: 0, scale: 1, concentration: -0.5}
+  t2, t4:
+    dist: MultivariateNormal
+    loc: [0, 0]
+    covariance_matrix: [[1, 0.9], [0.9, 1]]
+"""
+    made = job(tmp_path, text)
+    law = f"{tmp_path.resolve() / 'law.py'}:Peak"
+    assert made.prior.names == made.simulator.prior.names
+    assert made.prior.to_json()["t10"]["dist"] == made.config.prior["t10"]["dist"] == law
+    assert made.prior.to_json()["t4"] == {
+        "dist": "MultivariateNormal",
+        "joint": ["t2", "t4"],
+        "units": "",
+        "label": "",
+    }
+
+
+def test_a_wrong_joint_prior_is_told_with_its_line(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path, "simulator: two_moons\nprior:\n  t1, t2: {dist: MultivariateNormal, loc: [0, 0], covariance: 1}\n"
+    )
+    expected = "c.yaml:3: `prior.t1, t2`: prior of `t1, t2`: MultivariateNormal has no `covariance`; did you mean"
+    assert [message.startswith(expected) for message in found] == [True]
+
+
+def test_the_documented_priors_work(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "priors.md").read_text(encoding="utf-8")
+    text, law = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("yaml", "python\n# my_laws.py"))
+    (tmp_path / "my_laws.py").write_text(law)
+    made = job(tmp_path, text)
+    assert made.prior.variables["t2"].units == "m"
+    assert made.prior.to_json()["t3"]["joint"] == ["t3", "t4"]
+    assert made.prior.to_json()["t5"]["rate"] == 0.1

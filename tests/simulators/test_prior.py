@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 import torch.distributions as D
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from sbi.utils.user_input_checks import process_prior
 
 from simfer.data.errors import PriorError, ShapeError
-from simfer.simulators.families import FAMILIES, LogUniform, TruncatedNormal
+from simfer.simulators.families import FAMILIES, GeneralizedPareto, LogUniform, TruncatedNormal
 from simfer.simulators.prior import Prior
 
 EXAMPLES: dict[str, D.Distribution] = {
@@ -30,14 +34,44 @@ EXAMPLES: dict[str, D.Distribution] = {
     "Beta": D.Beta(2.0, 3.0),
     "Cauchy": D.Cauchy(0.0, 1.0),
     "Chi2": D.Chi2(3.0),
+    "ContinuousBernoulli": D.ContinuousBernoulli(0.3),
+    "FisherSnedecor": D.FisherSnedecor(5.0, 8.0),
     "Gamma": D.Gamma(2.0, 0.5),
+    "GeneralizedPareto": GeneralizedPareto(1.0, 2.0, 0.3),
     "Gumbel": D.Gumbel(0.0, 2.0),
     "HalfCauchy": D.HalfCauchy(1.0),
     "InverseGamma": D.InverseGamma(3.0, 1.0),
+    "Kumaraswamy": D.Kumaraswamy(2.0, 3.0),
     "Laplace": D.Laplace(1.0, 0.5),
     "Pareto": D.Pareto(1.0, 3.0),
+    "RelaxedBernoulli": D.RelaxedBernoulli(torch.tensor(1.5), torch.tensor(0.3)),
     "StudentT": D.StudentT(4.0, 1.0, 2.0),
     "Weibull": D.Weibull(2.0, 1.5),
+}
+LAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Normal": scipy.stats.norm(1, 2).cdf,
+    "LogNormal": scipy.stats.lognorm(1, scale=math.exp(-1)).cdf,
+    "Uniform": scipy.stats.uniform(-2, 7).cdf,
+    "LogUniform": scipy.stats.loguniform(1e-3, 10).cdf,
+    "Exponential": scipy.stats.expon(scale=1 / 5).cdf,
+    "HalfNormal": scipy.stats.halfnorm(scale=2).cdf,
+    "TruncatedNormal": scipy.stats.truncnorm(-0.8, np.inf, 0.4, 0.5).cdf,
+    "Beta": scipy.stats.beta(2, 3).cdf,
+    "Cauchy": scipy.stats.cauchy().cdf,
+    "Chi2": scipy.stats.chi2(3).cdf,
+    "ContinuousBernoulli": scipy.stats.truncexpon(math.log(7 / 3), scale=1 / math.log(7 / 3)).cdf,
+    "FisherSnedecor": scipy.stats.f(5, 8).cdf,
+    "Gamma": scipy.stats.gamma(2, scale=2).cdf,
+    "GeneralizedPareto": scipy.stats.genpareto(0.3, 1, 2).cdf,
+    "Gumbel": scipy.stats.gumbel_r(0, 2).cdf,
+    "HalfCauchy": scipy.stats.halfcauchy().cdf,
+    "InverseGamma": scipy.stats.invgamma(3).cdf,
+    "Kumaraswamy": lambda theta: 1 - (1 - theta**2) ** 3,
+    "Laplace": scipy.stats.laplace(1, 0.5).cdf,
+    "Pareto": scipy.stats.pareto(3).cdf,
+    "RelaxedBernoulli": lambda theta: scipy.special.expit(1.5 * scipy.special.logit(theta) - scipy.special.logit(0.3)),
+    "StudentT": scipy.stats.t(4, 1, 2).cdf,
+    "Weibull": scipy.stats.weibull_min(1.5, scale=2).cdf,
 }
 EVERY = pytest.mark.parametrize("family", list(FAMILIES))
 
@@ -47,7 +81,25 @@ def one(family: str) -> Prior:
 
 
 def test_every_family_has_an_example() -> None:
-    assert set(EXAMPLES) == set(FAMILIES)
+    assert set(EXAMPLES) == set(LAWS) == set(FAMILIES)
+
+
+def test_every_family_is_documented_with_its_arguments() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "priors.md").read_text(encoding="utf-8")
+    table = page.split("## One parameter")[1].split("## Several")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:3]]
+        for line in table.splitlines()
+        if line.startswith("| `") and "`dist`" not in line
+    ]
+    documented = {name.strip("`"): set(re.findall(r"`(\w+)`", arguments)) for name, arguments in rows}
+    assert documented == {name: set(family.arguments) for name, family in FAMILIES.items()}
+
+
+@EVERY
+def test_draws_follow_scipys_law(family: str) -> None:
+    theta = one(family).sample(20_000, np.random.default_rng(2))[:, 0]
+    assert scipy.stats.kstest(theta, LAWS[family]).pvalue > 1e-3
 
 
 @EVERY
@@ -111,6 +163,36 @@ def test_density_integrates_to_one_and_vanishes_outside(family: str) -> None:
     outside = [bound for bound in (support.low - 1, support.high + 1) if math.isfinite(bound)]
     if outside:
         assert (prior.log_prob(torch.tensor(outside, dtype=torch.float64)[:, None]) == -math.inf).all()
+
+
+@pytest.mark.parametrize(
+    "marginal",
+    [
+        GeneralizedPareto(0.0, 1.0, -0.5),
+        GeneralizedPareto(-2.0, 3.0, 0.0),
+        GeneralizedPareto(0.0, 1.0, 1e-9),
+        D.GeneralizedPareto(0.0, 1.0, 2.0),
+        D.ContinuousBernoulli(0.5),
+        D.ContinuousBernoulli(0.999),
+        D.Kumaraswamy(0.3, 0.5),
+        TruncatedNormal(0.0, 1.0, low=8.0),
+    ],
+    ids=str,
+)
+def test_edge_cases_of_families_keep_the_laws(marginal: D.Distribution) -> None:
+    prior, z = Prior({"p": marginal}), torch.linspace(-5, 5, 4001, dtype=torch.float64)[:, None]
+    theta = prior.from_unconstrained(z)
+    torch.testing.assert_close(prior.to_unconstrained(theta), z, atol=1e-4, rtol=1e-4)
+    mass = torch.trapezoid((prior.log_prob(theta) - prior.log_abs_det(theta, z)).exp(), z[:, 0])
+    assert mass.item() == pytest.approx(1.0, abs=1e-5)
+    slope = torch.gradient(theta[:, 0], spacing=(z[:, 0],))[0][1:-1].log()
+    torch.testing.assert_close(-prior.log_abs_det(theta, z)[1:-1], slope, atol=1e-3, rtol=1e-3)
+
+
+def test_one_family_with_and_without_an_upper_end() -> None:
+    prior = Prior({"a": GeneralizedPareto(0.0, 1.0, -0.5), "b": GeneralizedPareto(0.0, 1.0, 0.5)})
+    assert prior.variables["a"].support.high == 2.0
+    assert prior.variables["b"].support.high == math.inf
 
 
 @EVERY
