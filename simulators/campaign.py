@@ -309,13 +309,13 @@ def _fill(
     on_invalid: OnInvalid,
     progress: Callable[[int], None],
 ) -> None:
-    told: set[str] = set()
+    told: dict[str, str] = {}
     seen = usable = 0
     for report in (executor or _InThisProcess()).map(task, shards):
         _judge(report, on_invalid, told)
         seen, usable = seen + sum(report.counts.values()), usable + report.counts["ok"] + report.counts["invalid"]
         if seen >= _HOPELESS and not usable:
-            raise SimulatorError(f"none of the first {seen} simulations succeeded; {_first(report.problems)}")
+            raise SimulatorError(f"none of the first {seen} simulations succeeded; {_first(told)}")
         progress(store.layout.shard_length(report.shard))
 
 
@@ -397,13 +397,13 @@ def _report(shard: int, records: Records, start: int, prior: Prior) -> ShardRepo
     return ShardReport(shard, counts, problems)
 
 
-def _judge(report: ShardReport, on_invalid: OnInvalid, told: set[str]) -> None:
+def _judge(report: ShardReport, on_invalid: OnInvalid, told: dict[str, str]) -> None:
     """Stop, or tell of each kind of problem once."""
     if report.problems and on_invalid == "fail":
         raise SimulatorError(f"{_first(report.problems)} (`on_invalid: fail`; `mask` would leave such rows out)")
     for status, problem in report.problems.items():
         if status not in told:
-            told.add(status)
+            told[status] = problem
             logger.warning("some rows are %s, such as %s; the others are counted in `simfer status`", status, problem)
 
 

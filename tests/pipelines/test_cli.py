@@ -57,7 +57,7 @@ def test_to_and_single_stages_stop_early(simfer_cli: Any, tiny_yaml: str, tmp_pa
     assert not (tmp_path / "runs/tiny/calibration.zarr").exists()
     code, out, _ = simfer_cli("status", "runs/tiny")
     assert code == 0
-    assert "3,000 ok" in out
+    assert "│ ok     │ 3,000 │ 100.0% │" in out
     assert out.count("done") == 3
     assert out.count("not begun") == 2
 
@@ -102,7 +102,7 @@ def test_a_bad_configuration_writes_nothing(simfer_cli: Any, tmp_path: Path) -> 
     [
         (
             "raise ZeroDivisionError('oh')",
-            "every row of block 0 failed; the first: `simulate` raised ZeroDivisionError: oh",
+            "simulations succeeded; row 0 (t1 = 0.851174, t2 = -0.629718): ZeroDivisionError: oh",
         ),
         ("return {'x': theta[:-1]}", "one row of `x` for each of the"),
         ("return {'x': theta[:, :1]}", "must return `x` of shape (2,) per row"),
