@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..data.errors import ConfigError, did_you_mean
@@ -12,7 +13,7 @@ from .problems import Problems
 
 
 def read_context(
-    simulator: Simulator, given: Mapping[str, Any], found: Problems
+    simulator: Simulator, given: Mapping[str, Any], folder: Path, found: Problems
 ) -> tuple[ContextPrior | None, dict[str, Any]]:
     """Where context is drawn from, with overrides, and the observation's values that were given."""
     context, known = context_of(simulator), {}
@@ -23,7 +24,7 @@ def read_context(
             if value is not None:
                 known[name] = value
             if described:
-                context = _overridden(context, name, described)
+                context = _overridden(context, name, described, folder)
     return context, known
 
 
@@ -42,7 +43,7 @@ def _parts(item: Any) -> tuple[Any, dict[str, Any]]:
     return item.get("observed"), described
 
 
-def _overridden(context: ContextPrior | None, name: str, described: dict[str, Any]) -> Prior:
+def _overridden(context: ContextPrior | None, name: str, described: dict[str, Any], folder: Path) -> Prior:
     if not isinstance(context, Prior):
         raise ConfigError("only a context of named distributions can be overridden; this simulator draws its own way")
-    return context.replace({name: described})
+    return context.replace({name: described}, folder)

@@ -94,7 +94,7 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         Preprocess(_conditions(simulator), config.train.transforms)
     with found.at("infer", "refine"):
         _require_likelihood(config, simulator)
-    context, known = read_context(simulator, config.context, found)
+    context, known = read_context(simulator, config.context, source.folder, found)
     observation = None
     with found.at("observation"):
         observation = _observation(config, simulator, context, known, source.folder)

@@ -194,7 +194,7 @@ def test_invalid_rows_are_counted_and_left_out_or_imputed(tiny: dict[str, Any], 
 
 def test_invalid_rows_fail_when_told_to(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = {**changed(tiny, simulate={"on_invalid": "fail"}), "simulator": f"{_holes(tmp_path)}:Holes"}
-    with pytest.raises(SimulatorError, match="row 11 .*: not finite: x"):
+    with pytest.raises(SimulatorError, match=r"row 11 .*: not finite: x"):
         simfer.run(config, workdir=tmp_path / "run", quiet=True)
 
 
