@@ -27,6 +27,7 @@ from ..data.store import SimulationStore
 from .base import ContextPrior, HasBaseNumbers, HasGroups, Simulator, context_of, describe
 from .block import BlockSimulator, Protection
 from .prior import Prior
+from .probe import probe
 from .trail import Trail, filling
 
 logger = logging.getLogger(__name__)
@@ -362,27 +363,6 @@ def _own_seed(store: SimulationStore) -> int:
     if not isinstance(seed, int):
         raise UnsupportedError(f"the store {store.path} was merged or imported: only a campaign of its own can go on")
     return seed
-
-
-def probe(simulator: Simulator, prior: Prior, protection: Protection, context: ContextPrior | None) -> None:
-    """Hold the simulator to its contract on a few rows before anything is written.
-
-    Warns of one that gives other data for the same generator: its campaigns cannot be repeated.
-
-    Raises:
-        ContractError: Wrong names, number of rows, shapes or dtypes.
-    """
-    simulate = BlockSimulator(simulator, prior, 0, protection, context)
-    block = Block((0,), slice(0, 1 if getattr(simulator, "per_row", False) else 3))
-    first, second = (simulate.together(*simulate.draw(block)).result for _ in range(2))
-    if first is None or second is None:  # in the campaign, rows will be tried one by one
-        return
-    if not all(np.allclose(first[n], second[n], rtol=1e-4, atol=1e-6, equal_nan=True) for n in first):
-        logger.warning(
-            "`%s.simulate` gives other data for the same `rng`: take all randomness from it, or this campaign cannot be "
-            "repeated or resumed to the same bytes",
-            type(simulator).__name__,
-        )
 
 
 def _report(shard: int, records: Records, start: int, prior: Prior) -> ShardReport:

@@ -161,20 +161,6 @@ def test_a_hopeless_campaign_stops_early(tmp_path: Path) -> None:
     assert Hopeless.calls < 10_000
 
 
-class IgnoresItsSeed(TwoMoons):
-    def simulate(self, theta, rng, context=None):
-        return super().simulate(theta, np.random.default_rng())
-
-
-def test_a_simulator_that_ignores_its_generator_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        simulate(IgnoresItsSeed(), 100, tmp_path / "s.zarr")
-        simulate(TwoMoons(), 100, tmp_path / "t.zarr")
-    assert [r.message for r in caplog.records if "gives other data for the same `rng`" in r.message] == [
-        caplog.records[0].message
-    ]
-
-
 def test_each_kind_of_problem_is_told_once_with_an_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Both(Faulty):
         def simulate(self, theta, rng, context=None):
