@@ -47,7 +47,7 @@ class DampedOscillator:
         self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``."""
-        return scipy.stats.norm.logpdf(x["x"], signal(theta), self.noise).sum(1)
+        return np.asarray(scipy.stats.norm.logpdf(x["x"], signal(theta), self.noise)).sum(1)
 
 
 def signal(theta: np.ndarray) -> np.ndarray:

@@ -75,7 +75,9 @@ def _log_slope(z: np.ndarray, g: np.ndarray, k: np.ndarray) -> np.ndarray:
 def _inverted(target: np.ndarray, g: np.ndarray, k: np.ndarray) -> np.ndarray:
     """The z with Q(z) = target for k >= 0, where Q increases and is at least 1 - c times as far from 0 as z."""
     reach = np.abs(target) / (1 - _C) + 1.0
-    found = elementwise.find_root(
-        lambda z, target, g, k: _standard(z, g, k) - target, (-reach, reach), args=(target, g, k)
-    )
+    found = elementwise.find_root(_excess, (-reach, reach), args=(g, k, target))
     return np.asarray(found.x)
+
+
+def _excess(z: np.ndarray, g: np.ndarray, k: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return _standard(z, g, k) - target

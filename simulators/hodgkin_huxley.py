@@ -63,7 +63,7 @@ class HodgkinHuxley:
         self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``; NaN where the neuron cannot be integrated."""
-        return scipy.stats.norm.logpdf(x["x"], voltage(theta), _NOISE).sum(1)
+        return np.asarray(scipy.stats.norm.logpdf(x["x"], voltage(theta), _NOISE)).sum(1)
 
 
 def voltage(theta: np.ndarray, rtol: float = _RTOL) -> np.ndarray:

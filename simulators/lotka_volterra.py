@@ -46,7 +46,7 @@ class LotkaVolterra:
         self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``; NaN where the populations cannot be integrated."""
-        return scipy.stats.lognorm.logpdf(x["x"], _NOISE, scale=_medians(theta)).sum(1)
+        return np.asarray(scipy.stats.lognorm.logpdf(x["x"], _NOISE, scale=_medians(theta))).sum(1)
 
 
 def _medians(theta: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ class LotkaVolterraPelts:
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``; NaN where the populations cannot be integrated."""
         pelts = np.stack([x["hares"], x["lynx"]], axis=1)
-        return scipy.stats.lognorm.logpdf(pelts, theta[:, 6:, None], scale=_medians(theta)).sum((1, 2))
+        return np.asarray(scipy.stats.lognorm.logpdf(pelts, theta[:, 6:, None], scale=_medians(theta))).sum((1, 2))
 
 
 def _medians(theta: np.ndarray) -> np.ndarray:

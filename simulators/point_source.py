@@ -61,7 +61,7 @@ class PointSource:
         Raises:
             ContractError: No ``context``.
         """
-        return scipy.stats.poisson.logpmf(x["image"], expected_image(theta, context)).sum((1, 2))
+        return np.asarray(scipy.stats.poisson.logpmf(x["image"], expected_image(theta, context))).sum((1, 2))
 
 
 def expected_image(theta: np.ndarray, context: dict[str, np.ndarray] | None) -> np.ndarray:

@@ -33,7 +33,7 @@ class RobustGaussianLinear:
         self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``."""
-        return scipy.stats.norm.logpdf(x["x"], _GAINS * theta, _NOISE).sum(1)
+        return np.asarray(scipy.stats.norm.logpdf(x["x"], _GAINS * theta, _NOISE)).sum(1)
 
     def exact_posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means, shaped like x, ``(rows, 10)``, and standard deviations, ``(10,)``, of the independent parameters."""

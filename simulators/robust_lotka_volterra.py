@@ -39,7 +39,7 @@ class RobustLotkaVolterra:
         self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``."""
-        return scipy.stats.norm.logpdf(x["x"], populations(theta), _NOISE).sum(1)
+        return np.asarray(scipy.stats.norm.logpdf(x["x"], populations(theta), _NOISE)).sum(1)
 
 
 def populations(theta: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from .populations import infected
 from .prior import Prior
 
 _PEOPLE = 1e6
-_TESTS = 1000
+_TESTS = 1000.0
 _DAYS = 17.0 * np.arange(10)
 
 
@@ -38,13 +38,13 @@ class SIR:
         self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
         uniform = rng.random((len(theta), 10))  # through the quantile function: as many draws for every theta
-        return {"x": scipy.stats.binom.ppf(uniform, _TESTS, _share(theta))}
+        return {"x": np.asarray(scipy.stats.binom.ppf(uniform, _TESTS, _share(theta)))}
 
     def log_likelihood(
         self, theta: np.ndarray, x: dict[str, np.ndarray], context: dict[str, np.ndarray] | None = None
     ) -> np.ndarray:
         """log p(x | theta), shape ``(rows,)``; NaN where the epidemic cannot be integrated."""
-        return scipy.stats.binom.logpmf(x["x"], _TESTS, _share(theta)).sum(1)
+        return np.asarray(scipy.stats.binom.logpmf(x["x"], _TESTS, _share(theta))).sum(1)
 
 
 def _share(theta: np.ndarray) -> np.ndarray:

@@ -1,0 +1,59 @@
+"""Every likelihood against its own simulator, by laws that hold for any model: a new likelihood is tested by being there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simfer.data import registry
+from simfer.simulators.campaign import Reference
+
+LIKELIHOODS = [name for name in registry.names("simulators") if hasattr(Reference(name).load(), "log_likelihood")]
+ROWS = 3000
+
+
+@pytest.fixture(params=LIKELIHOODS)
+def simulator(request: pytest.FixtureRequest) -> Any:
+    return Reference(request.param).load()
+
+
+def _context(simulator: Any, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray] | None:
+    """One draw of the known nuisance, repeated."""
+    if not hasattr(simulator, "context"):
+        return None
+    drawn = simulator.context.sample(1, rng)[0]
+    return {name: np.full(rows, value) for name, value in zip(simulator.context.names, drawn, strict=True)}
+
+
+def test_ratios_of_the_likelihood_average_to_one(simulator: Any) -> None:
+    """E[p(x | b) / p(x | a)] = 1 for x simulated at a, for b so near that log ratios have a spread of about a half."""
+    rng = np.random.default_rng(7)
+    theta = simulator.prior.sample(1, rng)
+    context = _context(simulator, rng, ROWS)
+    at_a = np.repeat(theta, ROWS, axis=0)
+    x = simulator.simulate(at_a, rng, context)
+    here = simulator.log_likelihood(at_a, x, context)
+    z = simulator.prior.to_unconstrained(torch.from_numpy(theta))
+    direction = torch.from_numpy(rng.standard_normal(z.shape))
+    for size in 0.5 ** np.arange(20):
+        b = simulator.prior.from_unconstrained(z + size * direction).numpy()
+        log_ratio = simulator.log_likelihood(np.repeat(b, ROWS, axis=0), x, context) - here
+        if log_ratio.std() < 0.5:
+            break
+    ratio = np.exp(log_ratio)
+    assert log_ratio.std() > 0.1
+    assert abs(ratio.mean() - 1) < 3.5 * ratio.std() / np.sqrt(ROWS)
+
+
+def test_one_row_of_x_stands_for_all(simulator: Any) -> None:
+    rng = np.random.default_rng(8)
+    theta, context = simulator.prior.sample(5, rng), _context(simulator, rng, 5)
+    x = {name: values[:1] for name, values in simulator.simulate(theta, rng, context).items()}
+    repeated = {name: np.repeat(values, 5, axis=0) for name, values in x.items()}
+    one, five = (simulator.log_likelihood(theta, given, context) for given in (x, repeated))
+    assert one.shape == (5,)
+    assert one.dtype == np.float64
+    np.testing.assert_array_equal(one, five)
