@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -38,7 +40,7 @@ def test_density_at_a_quantile_is_that_of_z_over_the_slope_of_q(theta: tuple[flo
 def test_density_integrates_to_one() -> None:
     theta = np.array([[3.0, 1.0, 2.0, 0.5]])
     density = lambda x: float(np.exp(GAndK(1).log_likelihood(theta, {"x": np.array([[x]])})[0]))
-    parts = [quad(density, *ends, epsabs=1e-10, limit=200)[0] for ends in ((-np.inf, 0), (0, 3), (3, 10), (10, np.inf))]
+    parts = [quad(density, a, b, epsabs=1e-10, limit=200)[0] for a, b in pairwise((-np.inf, 0.0, 3.0, 10.0, np.inf))]
     np.testing.assert_allclose(sum(parts), 1.0, atol=1e-7)
 
 

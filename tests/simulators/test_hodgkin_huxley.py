@@ -21,10 +21,11 @@ def _scipy(theta: np.ndarray) -> np.ndarray:
         wanted = TIMES[(start <= TIMES) & (end > TIMES)]
         parameters = np.append(theta, current)[:, None]
         done = solve_ivp(
-            lambda t, y, p=parameters: derivative(y[:, None], p)[:, 0],
-            (start, end),
+            lambda t, y, p: derivative(y[:, None], p)[:, 0],
+            (float(start), float(end)),
             state,
-            "LSODA",
+            method="LSODA",
+            args=(parameters,),
             rtol=1e-10,
             atol=1e-12,
             dense_output=True,
@@ -69,3 +70,21 @@ def test_noise_is_half_a_millivolt() -> None:
     theta = np.tile([[50.0, 4.0, 0.05, 1.0, -70.0, 50.0, -100.0]], (300, 1))
     noise = HodgkinHuxley().simulate(theta, np.random.default_rng(2))["x"] - voltage(theta[:1])
     np.testing.assert_allclose(noise.std(), 0.5, rtol=0.02)
+
+
+def test_kinetics_are_pospischils() -> None:
+    """Rates from the formulas as published, W = V - Vt, at voltages on and beside the removable singularities."""
+    v = np.array([-90.0, -47.0, -45.0, -20.0, 11.3])
+    w = v + 60
+    e = lambda z: np.where(np.abs(z) < 1e-6, 1.0, z / np.expm1(np.where(z == 0, 1.0, z)))
+    alpha = [0.032 * e((15 - w) / 5) * 5, 0.32 * e((13 - w) / 4) * 4, 0.128 * np.exp((17 - w) / 18)]
+    beta = [0.5 * np.exp((10 - w) / 40), 0.28 * e((w - 40) / 5) * 5, 4 / (1 + np.exp((40 - w) / 5))]
+    gates = np.array([0.1, 0.4, 0.7])
+    state = np.vstack([v, *np.repeat(gates[:, None], 5, axis=1), np.full(5, 0.2)])
+    still = np.zeros((8, 5))
+    with np.errstate(invalid="ignore"):
+        slope = derivative(state, still)
+    for q, found, a, b in zip(gates, slope[1:4], alpha, beta, strict=True):
+        np.testing.assert_allclose(found, a * (1 - q) - b * q, rtol=1e-9)
+    tau = 600 / (3.3 * np.exp((v + 35) / 20) + np.exp(-(v + 35) / 20))
+    np.testing.assert_allclose(slope[4], (1 / (1 + np.exp(-(v + 35) / 10)) - 0.2) / tau, rtol=1e-9)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from simfer.data import registry
+from simfer.data.variables import Arrays
+from simfer.simulators.base import HasContext, HasLikelihood
 from simfer.simulators.campaign import Reference
 
-LIKELIHOODS = [name for name in registry.names("simulators") if hasattr(Reference(name).load(), "log_likelihood")]
+LIKELIHOODS = [name for name in registry.names("simulators") if isinstance(Reference(name).load(), HasLikelihood)]
 ROWS = 1000
 STEP = 1e-4  # in units of the prior; there log ratios grow in proportion
 
@@ -21,12 +23,11 @@ def simulator(request: pytest.FixtureRequest) -> Any:
     return Reference(request.param).load()
 
 
-def _context(simulator: Any, rng: np.random.Generator, rows: int) -> dict[str, np.ndarray] | None:
+def _context(simulator: Any, rng: np.random.Generator, rows: int) -> Arrays | None:
     """One draw of the known nuisance, repeated."""
-    if not hasattr(simulator, "context"):
+    if not isinstance(simulator, HasContext):
         return None
-    drawn = simulator.context.sample(1, rng)[0]
-    return {name: np.full(rows, value) for name, value in zip(simulator.context.names, drawn, strict=True)}
+    return {name: np.repeat(drawn, rows, axis=0) for name, drawn in simulator.context.draw(1, rng).items()}
 
 
 def test_ratios_of_the_likelihood_average_to_one(simulator: Any) -> None:
