@@ -14,7 +14,7 @@ from simfer.simulators.base import HasContext, HasLikelihood
 from simfer.simulators.campaign import Reference
 
 LIKELIHOODS = [name for name in registry.names("simulators") if isinstance(Reference(name).load(), HasLikelihood)]
-ROWS = 1000
+ROWS = 500
 STEP = 1e-4  # in units of the prior; there log ratios grow in proportion
 
 
