@@ -9,11 +9,14 @@ Lueckmann et al. (2021), https://arxiv.org/abs/2101.04653, T.10.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import scipy.stats
 from torch.distributions import LogNormal
 
 from ..data.variables import POSITIVE, Variable, Variables
+from .benchmark import Observations, observations
 from .populations import predator_prey
 from .prior import Prior
 
@@ -35,6 +38,7 @@ class LotkaVolterra:
         labels={name: rf"$\{name}$" for name in ("alpha", "beta", "gamma", "delta")},
     )
     observables = Variables([Variable("x", (20,), support=POSITIVE)])
+    observations: ClassVar[Observations] = observations("lotka_volterra")
 
     def simulate(
         self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None

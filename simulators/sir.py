@@ -9,11 +9,14 @@ Lueckmann et al. (2021), https://arxiv.org/abs/2101.04653, T.9. There the system
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import scipy.stats
 from torch.distributions import LogNormal
 
 from ..data.variables import Support, Variable, Variables
+from .benchmark import Observations, observations
 from .populations import infected
 from .prior import Prior
 
@@ -33,6 +36,7 @@ class SIR:
     observables = Variables(
         [Variable("x", (10,), support=Support(0.0, _TESTS, integer=True), label="positive tests", dims=("day",))]
     )
+    observations: ClassVar[Observations] = observations("sir")
 
     def simulate(
         self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None

@@ -69,7 +69,7 @@ def test_shipped_observations_fit(simulator: Simulator) -> None:
 
 
 def test_campaign_stores_the_prior_and_x(simulator: Simulator, tmp_path: Path) -> None:
-    store = simulate(simulator, 50, tmp_path / "s.zarr", seed=1)
+    store = simulate(simulator, 50, tmp_path / "s.zarr", seed=1, block=25)
     theta, x = store.read()
     assert store.counts()["ok"] == 50
     assert simulator.prior.contains(torch.from_numpy(theta)).all()
