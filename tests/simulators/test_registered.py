@@ -13,10 +13,11 @@ from simfer.simulators.campaign import Reference
 
 WITH_LIKELIHOOD = [n for n in registry.names("simulators") if hasattr(Reference(n).load(), "log_likelihood")]
 SUPPORT_MOVES = {"two_moons"}  # x cannot lie everywhere, and where depends on theta: the score's mean is not 0
+SLOW = {"hodgkin_huxley"}  # a second for any call
 ROWS = 1000
 
 
-@pytest.fixture(params=WITH_LIKELIHOOD)
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in WITH_LIKELIHOOD])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -75,7 +76,7 @@ def test_score_is_zero_on_average(name: str, seed: int) -> None:
     theta, x, context = at_one_theta(simulator, seed)
     z = simulator.prior.to_unconstrained(torch.from_numpy(theta))
     for i in range(simulator.prior.dim):
-        step = 1e-4 * torch.nn.functional.one_hot(torch.tensor(i), simulator.prior.dim)
+        step = 1e-6 * torch.nn.functional.one_hot(torch.tensor(i), simulator.prior.dim)
         up, down = (simulator.prior.from_unconstrained(z + sign * step).numpy() for sign in (1, -1))
         score = simulator.log_likelihood(up, x, context) - simulator.log_likelihood(down, x, context)
         assert abs(score.mean()) < 4.5 * score.std() / ROWS**0.5 + 1e-10

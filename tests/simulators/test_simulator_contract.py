@@ -11,7 +11,8 @@ import torch
 from simfer.data import registry
 from simfer.data.errors import ContractError
 from simfer.data.observations import read_observation
-from simfer.simulators.base import Simulator, describe, simulate_checked
+from simfer.data.variables import Arrays
+from simfer.simulators.base import HasContext, Simulator, describe, simulate_checked
 from simfer.simulators.campaign import Reference, simulate
 from simfer.simulators.two_moons import TwoMoons
 
@@ -21,15 +22,22 @@ def simulator(request: pytest.FixtureRequest) -> Simulator:
     return Reference(request.param).load()
 
 
+def _simulated(simulator: Simulator, theta: np.ndarray, seed: int) -> Arrays:
+    """x from the same noise and known nuisance for the same seed."""
+    rng = np.random.default_rng(seed)
+    context = simulator.context.draw(len(theta), rng) if isinstance(simulator, HasContext) else None
+    return simulate_checked(simulator, theta, rng, context)
+
+
 def test_shapes_names_and_dtypes(simulator: Simulator, rng: np.random.Generator) -> None:
-    x = simulate_checked(simulator, simulator.prior.sample(7, rng), rng)
+    x = _simulated(simulator, simulator.prior.sample(7, rng), 1)
     for variable in simulator.observables:
         assert x[variable.name].shape == (7, *variable.shape)
         assert x[variable.name].dtype == variable.dtype
 
 
 def test_prior_rows_are_finite_and_in_the_observables_support(simulator: Simulator, rng: np.random.Generator) -> None:
-    x = simulate_checked(simulator, simulator.prior.sample(2000, rng), rng)
+    x = _simulated(simulator, simulator.prior.sample(2000, rng), 1)
     for variable in simulator.observables:
         values = x[variable.name]
         assert np.isfinite(values).all()
@@ -39,7 +47,7 @@ def test_prior_rows_are_finite_and_in_the_observables_support(simulator: Simulat
 
 def test_same_generator_same_rows(simulator: Simulator) -> None:
     theta = simulator.prior.sample(5, np.random.default_rng(1))
-    first, second = (simulate_checked(simulator, theta, np.random.default_rng(2)) for _ in range(2))
+    first, second = (_simulated(simulator, theta, 2) for _ in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
@@ -49,8 +57,8 @@ def test_a_row_depends_on_its_own_theta_alone(simulator: Simulator, rng: np.rand
     theta = simulator.prior.sample(6, rng)
     changed = theta.copy()
     changed[-1] = simulator.prior.sample(1, rng)
-    first = simulate_checked(simulator, theta, np.random.default_rng(3))
-    second = simulate_checked(simulator, changed, np.random.default_rng(3))
+    first = _simulated(simulator, theta, 3)
+    second = _simulated(simulator, changed, 3)
     for name in first:
         np.testing.assert_allclose(first[name][:-1], second[name][:-1], rtol=1e-6)
 
@@ -61,7 +69,7 @@ def test_shipped_observations_fit(simulator: Simulator) -> None:
 
 
 def test_campaign_stores_the_prior_and_x(simulator: Simulator, tmp_path: Path) -> None:
-    store = simulate(simulator, 50, tmp_path / "s.zarr", seed=1)
+    store = simulate(simulator, 50, tmp_path / "s.zarr", seed=1, block=25)
     theta, x = store.read()
     assert store.counts()["ok"] == 50
     assert simulator.prior.contains(torch.from_numpy(theta)).all()
