@@ -46,6 +46,14 @@ class ContractError(SimulatorError):
     """A simulator broke its contract: wrong names, number of rows or shapes."""
 
 
+class ProgramError(SimulatorError):
+    """An external program failed, or left nothing usable; the message has its exit code and last words."""
+
+
+class SimulationTimeoutError(SimulatorError, TimeoutError):
+    """A simulation took longer than it may, and was ended."""
+
+
 class StoreError(SimferError, OSError):
     """A simulation store that cannot be read, or that belongs to another campaign."""
 

@@ -1,7 +1,7 @@
 """simfer: simulation-based inference, from a simulator and an observation to a posterior that was checked.
 
 The front is small: `run` does the whole job from a YAML file, a recipe's name or a dict; `load` opens what a run or a
-training left on disk; `simulate`, `train` and `check` are the parts. Nothing heavy is imported until it is used.
+training left on disk; `simulate`, `train` and `check` are the parts; `simulator` makes a simulator of a function. Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .pipelines.api import load as load
     from .pipelines.api import run as run
     from .simulators.campaign import simulate as simulate
+    from .simulators.function import simulator as simulator
     from .simulators.prior import Prior as Prior
 
 __version__ = "0.1.0"
@@ -31,10 +32,11 @@ _HOMES = {
     "load": "pipelines.api",
     "run": "pipelines.api",
     "simulate": "simulators.campaign",
+    "simulator": "simulators.function",
     "train": "estimators.train",
 }
 
-__all__ = ["Prior", "SimferError", "Variable", "Variables", "check", "load", "run", "simulate", "train"]
+__all__ = ["Prior", "SimferError", "Variable", "Variables", "check", "load", "run", "simulate", "simulator", "train"]
 
 
 def __getattr__(name: str) -> Any:
