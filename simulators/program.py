@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import signal
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..data.variables import Arrays, Variables
 from .outputs import READERS, SUFFIXES, as_observables, read_output, seen_variables
 from .prior import Prior
 from .process import Ended, run_program
+from .scratch import Scratch
 from .template import Template
 
 _STDOUT = "stdout"
@@ -95,7 +95,8 @@ class Program:
         self.timeout, self.retries, self._keep = timeout, retries, keep
         self._folder = Path(folder or ".").resolve()
         self._datasets, self._environment = dict(datasets or {}), dict(environment or {})
-        self._scratch = None if scratch is None else self._existing(scratch, "scratch")
+        self._root = None if scratch is None else self._existing(scratch, "scratch")
+        self._scratch = Scratch(self._root)
         _check_options(self)
         known = self._names()
         program, *words = _words(command)
@@ -147,7 +148,7 @@ class Program:
             "timeout": self.timeout,
             "retries": self.retries,
             "files": self.files,
-            "scratch": None if self._scratch is None else str(self._scratch),
+            "scratch": None if self._root is None else str(self._root),
             "keep": self._keep,
             "folder": str(self._folder),
         }
@@ -198,18 +199,17 @@ class Program:
 
     def _call(self, values: dict[str, Any], theta: np.ndarray | None, observables: Variables | None) -> Arrays:
         """One run in a scratch directory; all datasets as they are where no observables are given."""
-        scratch = tempfile.mkdtemp(prefix="simfer-", dir=self._scratch)
-        kept = False
+        scratch = self._scratch.take()
         try:
             return self._run(scratch, values, theta, observables)
         except SimulatorError as error:
-            kept = self._keep
-            if kept:
-                raise type(error)(f"{error}; its scratch directory is {scratch}") from error
-            raise
+            if not self._keep:
+                raise
+            kept, scratch = scratch, ""
+            raise type(error)(f"{error}; its scratch directory is {kept}") from error
         finally:
-            if not kept:
-                shutil.rmtree(scratch, ignore_errors=True)
+            if scratch:
+                self._scratch.give_back(scratch)
 
     def _run(
         self, scratch: str, values: dict[str, Any], theta: np.ndarray | None, observables: Variables | None

@@ -1,0 +1,59 @@
+"""Scratch directories: each call has one to itself, empty; making them anew would cost more than many programs do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+
+class Scratch:
+    """Hands out empty directories; those that come back are emptied and used again, by this process only.
+
+    Args:
+        root: Where they are made; the system's temporary directory when None.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+        self._own()
+
+    def _own(self) -> None:
+        self._free: list[str] = []
+        self._owner = os.getpid()
+        weakref.finalize(self, _remove, self._free, self._owner)
+
+    def take(self) -> str:
+        """An empty directory that nobody else has."""
+        if os.getpid() != self._owner:  # forked: the free ones are the parent's
+            self._own()
+        while self._free:
+            path = self._free.pop()
+            if os.path.isdir(path):
+                return path
+        return tempfile.mkdtemp(prefix="simfer-", dir=self._root)
+
+    def give_back(self, path: str) -> None:
+        """Empty a directory for the next; one that cannot be emptied is given up."""
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            self._free.append(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scratch, (self._root,)
+
+
+def _remove(free: list[str], owner: int) -> None:
+    for path in free if os.getpid() == owner else ():
+        shutil.rmtree(path, ignore_errors=True)
