@@ -6,7 +6,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -27,11 +26,11 @@ SUFFIXES = {
 Wanted = Sequence[str] | None
 
 
-def read_output(source: Path | bytes, kind: str, wanted: Wanted) -> Arrays:
+def read_output(source: str | bytes, kind: str, wanted: Wanted) -> Arrays:
     """The datasets called ``wanted``, or all; a file of one nameless array gives it under the empty name.
 
     Args:
-        source: A file, or what was printed (csv and json).
+        source: Path of a file, or what was printed (csv and json).
         kind: One of npy, npz, csv, json, hdf5, netcdf.
         wanted: Names inside the file, such as ``group/x`` in HDF5; None for all at the top.
 
@@ -137,30 +136,33 @@ def _require_numbers(name: str, values: np.ndarray) -> None:
         raise ProgramError(f"its output must have numbers as `{name}`; got dtype {values.dtype}")
 
 
-def _file(source: Path | bytes) -> Path | io.BytesIO:
+def _file(source: str | bytes) -> str | io.BytesIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _text(source: Path | bytes) -> str:
-    return (source if isinstance(source, bytes) else source.read_bytes()).decode()
+def _text(source: str | bytes) -> str:
+    if isinstance(source, bytes):
+        return source.decode()
+    with open(source, "rb") as file:
+        return file.read().decode()
 
 
-def _npy(source: Path | bytes, wanted: Wanted) -> Arrays:
+def _npy(source: str | bytes, wanted: Wanted) -> Arrays:
     return {"": np.load(_file(source), allow_pickle=False)}
 
 
-def _npz(source: Path | bytes, wanted: Wanted) -> Arrays:
+def _npz(source: str | bytes, wanted: Wanted) -> Arrays:
     with np.load(_file(source), allow_pickle=False) as file:
         return {name: file[name] for name in file.files if wanted is None or name in wanted}
 
 
-def _csv(source: Path | bytes, wanted: Wanted) -> Arrays:
+def _csv(source: str | bytes, wanted: Wanted) -> Arrays:
     lines = [line.replace(",", " ").split() for line in _text(source).splitlines()]
     lines = [line for line in lines if line and not line[0].startswith("#")]
     if not lines:
         raise ValueError("it is empty")
     if _is_number(lines[0][0]):
-        table = np.array(lines, dtype=float)
+        table = np.array([[float(word) for word in line] for line in lines])
         return {"": table.reshape(_long(table.shape)) if len(table) == 1 or table.shape[1] == 1 else table}
     names, columns = [word.strip("\"'") for word in lines[0]], np.array(lines[1:], dtype=float).T
     return dict(zip(names, columns, strict=True))
@@ -174,13 +176,13 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _json(source: Path | bytes, wanted: Wanted) -> Arrays:
+def _json(source: str | bytes, wanted: Wanted) -> Arrays:
     found = json.loads(_text(source))
     named = found if isinstance(found, dict) else {"": found}
     return {name: np.asarray(values) for name, values in named.items() if wanted is None or name in wanted or not name}
 
 
-def _hdf5(source: Path | bytes, wanted: Wanted) -> Arrays:
+def _hdf5(source: str | bytes, wanted: Wanted) -> Arrays:
     import h5py
 
     with h5py.File(_file(source), "r") as file:
@@ -188,7 +190,7 @@ def _hdf5(source: Path | bytes, wanted: Wanted) -> Arrays:
         return {name: np.asarray(file[name][()]) for name in names if isinstance(file[name], h5py.Dataset)}
 
 
-def _netcdf(source: Path | bytes, wanted: Wanted) -> Arrays:
+def _netcdf(source: str | bytes, wanted: Wanted) -> Arrays:
     import xarray as xr
 
     with xr.open_dataset(_file(source), engine="h5netcdf") as dataset:
@@ -196,7 +198,7 @@ def _netcdf(source: Path | bytes, wanted: Wanted) -> Arrays:
         return {name: dataset[name].to_numpy() for name in names}
 
 
-READERS: dict[str, Callable[[Path | bytes, Wanted], Arrays]] = {
+READERS: dict[str, Callable[[str | bytes, Wanted], Arrays]] = {
     "npy": _npy,
     "npz": _npz,
     "csv": _csv,

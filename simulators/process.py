@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from ..data.errors import ProgramError
 
 _TAIL = 4096  # bytes of stderr kept
 _CHUNK = 1 << 16  # what a pipe holds
-_POLL = 0.01  # seconds, where the system cannot wait for a process and its pipes at once
+_MOMENT = 0.01  # seconds, where the system cannot wait for a process and its pipes at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +32,6 @@ class Ended:
     code: int | None
     stdout: bytes
     stderr: str
-
-
-class _Kept:
-    """What is kept of a stream: all up to a limit, or only its end."""
-
-    def __init__(self, limit: int, *, end: bool) -> None:
-        self._limit, self._end = limit, end
-        self.data = bytearray()
-
-    def add(self, chunk: bytes) -> None:
-        self.data += chunk
-        if len(self.data) > self._limit and not self._end:
-            raise ProgramError(f"the program printed more than {self._limit:,} bytes: write large outputs to a file")
-        if len(self.data) > 2 * self._limit:
-            del self.data[: -self._limit]
 
 
 def run_program(
@@ -73,23 +57,53 @@ def run_program(
     Raises:
         ProgramError: It cannot be started, or printed more than the limit.
     """
-    out, err = _Kept(stdout_limit, end=False), _Kept(_TAIL, end=True)
-    process = _start(words, folder, environment, subprocess.PIPE if stdout_limit else subprocess.DEVNULL)
-    try:
-        kept = {stream: sink for stream, sink in ((process.stdout, out), (process.stderr, err)) if stream is not None}
-        in_time = _drain(process.pid, kept, None if timeout is None else time.monotonic() + timeout)
-    finally:
-        _kill_group(process.pid)  # before it is reaped: until then its number cannot be another's
-        code = process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-    text = err.data[-_TAIL:].decode(errors="replace")
-    return Ended(code if in_time else None, bytes(out.data), text)
+    with _Pipe(_TAIL, end=True) as err, _Pipe(stdout_limit) if stdout_limit else _NOTHING as out:
+        pipes = [pipe for pipe in (err, out) if pipe is not None]
+        process = _start(words, folder, environment, err.inlet, subprocess.DEVNULL if out is None else out.inlet)
+        try:
+            in_time = _drain(process.pid, pipes, None if timeout is None else time.monotonic() + timeout)
+        finally:
+            _kill_group(process.pid)  # before it is reaped: until then its number cannot be another's
+            code = process.wait()
+        text = err.data[-_TAIL:].decode(errors="replace")
+        return Ended(code if in_time else None, b"" if out is None else bytes(out.data), text)
+
+
+class _Pipe(AbstractContextManager["_Pipe"]):
+    """A pipe and what is kept of what comes through it: all up to a limit, or the end.
+
+    This process keeps the inlet too, so that the outlet tells only of data and never of its end: one waking less.
+    """
+
+    def __init__(self, limit: int, *, end: bool = False) -> None:
+        self._limit, self._end = limit, end
+        self.data = bytearray()
+        self.outlet, self.inlet = os.pipe()
+        os.set_blocking(self.outlet, False)
+
+    def read(self) -> bool:
+        """Take what is there; whether there was anything, so that there may be more."""
+        try:
+            chunk = os.read(self.outlet, _CHUNK)
+        except BlockingIOError:
+            return False
+        self.data += chunk
+        if len(self.data) > self._limit and not self._end:
+            raise ProgramError(f"the program printed more than {self._limit:,} bytes: write large outputs to a file")
+        if len(self.data) > 2 * self._limit:
+            del self.data[: -self._limit]
+        return True
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.outlet)
+        os.close(self.inlet)
+
+
+_NOTHING: nullcontext[None] = nullcontext()
 
 
 def _start(
-    words: Sequence[str], folder: Path | str, environment: Mapping[str, str] | None, stdout: int
+    words: Sequence[str], folder: Path | str, environment: Mapping[str, str] | None, stderr: int, stdout: int
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
@@ -98,8 +112,7 @@ def _start(
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
-            stderr=subprocess.PIPE,
-            bufsize=0,
+            stderr=stderr,
             close_fds=False,  # Python's own are not inherited anyway, and closing them takes a tenth of a millisecond
             process_group=0,
         )
@@ -107,57 +120,48 @@ def _start(
         raise ProgramError(f"`{words[0]}` cannot be started: {error.strerror or error}") from error
 
 
-def _drain(pid: int, kept: dict[IO[bytes], _Kept], deadline: float | None) -> bool:
+def _drain(pid: int, pipes: Sequence[_Pipe], deadline: float | None) -> bool:
     """Read until the program itself has ended, whoever may still hold its pipes; False when its time was up."""
-    with selectors.DefaultSelector() as selector, _ExitSignal(pid) as ended:
-        for stream in kept:
-            os.set_blocking(stream.fileno(), False)
-            selector.register(stream, selectors.EVENT_READ)
-        if ended.descriptor is not None:
-            selector.register(ended.descriptor, selectors.EVENT_READ)
-        while not ended():
+    with _Waiter(pid, pipes) as wait:
+        ended = False
+        while not ended:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            for key, _ in selector.select(ended.patience(left)):
-                if key.fileobj in kept and not _read(key.fileobj, kept[key.fileobj]):  # type: ignore[index, arg-type]
-                    selector.unregister(key.fileobj)
+            wait(left)
+            for pipe in pipes:
+                pipe.read()
+            ended = _has_ended(pid)
     _kill_group(pid)
-    for stream, sink in kept.items():
+    for pipe in pipes:
         for _ in range(16):  # what the pipe still holds; one who fled the group may go on writing
-            if not _read(stream, sink):
+            if not pipe.read():
                 break
     return True
 
 
-def _read(stream: IO[bytes], sink: _Kept) -> bool:
-    """Whether there was anything, so that there may be more."""
-    try:
-        chunk = os.read(stream.fileno(), _CHUNK)
-    except BlockingIOError:
-        return False
-    sink.add(chunk)
-    return bool(chunk)
+class _Waiter(AbstractContextManager["_Waiter"]):
+    """Waits for the end of a process or for something in its pipes; where the system cannot, for a moment."""
 
+    def __init__(self, pid: int, pipes: Sequence[_Pipe]) -> None:
+        self._process = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        self._poll = select.poll()
+        for descriptor in [pipe.outlet for pipe in pipes] + ([] if self._process is None else [self._process]):
+            self._poll.register(descriptor, select.POLLIN)
 
-class _ExitSignal(AbstractContextManager["_ExitSignal"]):
-    """Whether a process has ended, without reaping it; a descriptor to wait on where the system has one."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.descriptor = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
-
-    def __call__(self) -> bool:
-        return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-
-    def patience(self, left: float | None) -> float | None:
-        if self.descriptor is not None:
-            return left
-        return _POLL if left is None else min(_POLL, left)
+    def __call__(self, left: float | None) -> None:
+        if self._process is None:
+            left = _MOMENT if left is None else min(_MOMENT, left)
+        self._poll.poll(None if left is None else 1000 * left)
 
     def __exit__(self, *error: object) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
+        if self._process is not None:
+            os.close(self._process)
+
+
+def _has_ended(pid: int) -> bool:
+    """Without reaping it."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 def _kill_group(group: int) -> None:

@@ -122,14 +122,15 @@ class Program:
             SimulationTimeoutError: It took too long.
         """
         if self.batch:
-            values = {"rows": len(theta), "seed": int(rng.integers(2**31))}
+            values = {"rows": len(theta), "seed": _seeds(1, rng)[0]}
             return self._call(values, theta, self.observables)
-        seeds = rng.integers(2**31, size=len(theta)).tolist()  # below 2^31: fits every language's integer
-        rows = [
-            self._call({**dict(zip(self.prior.names, row, strict=True)), "seed": seed}, None, self.observables)
-            for row, seed in zip(theta.tolist(), seeds, strict=True)
-        ]
-        return {name: np.stack([row[name] for row in rows]) for name in self.observables.names}
+        x = {v.name: np.empty((len(theta), *v.shape), v.dtype) for v in self.observables}
+        seeds = _seeds(len(theta), rng)
+        for i, (row, seed) in enumerate(zip(theta.tolist(), seeds, strict=True)):
+            values = {**dict(zip(self.prior.names, row, strict=True)), "seed": seed}
+            for name, array in self._call(values, None, self.observables).items():
+                x[name][i] = array
+        return x
 
     def arguments(self) -> dict[str, Any]:
         """What makes this program again in another process, as JSON."""
@@ -231,7 +232,7 @@ class Program:
         )
         self._require_success(ended)
         try:
-            return self._read(ended.stdout if self.output == _STDOUT else Path(output), theta, observables)
+            return self._read(ended.stdout if self.output == _STDOUT else output, theta, observables)
         except ProgramError as error:
             raise ProgramError(_with_stderr(str(error), ended.stderr)) from error
 
@@ -245,8 +246,8 @@ class Program:
         if ended.code > 0:
             raise ProgramError(_with_stderr(f"the program ended with exit code {ended.code}", ended.stderr))
 
-    def _read(self, source: Path | bytes, theta: np.ndarray | None, observables: Variables | None) -> Arrays:
-        if isinstance(source, Path) and not source.exists():
+    def _read(self, source: str | bytes, theta: np.ndarray | None, observables: Variables | None) -> Arrays:
+        if isinstance(source, str) and not os.path.exists(source):
             raise ProgramError(
                 f"the program ended with exit code 0, but there is no `{self.output}` in its scratch directory"
             )
@@ -289,6 +290,12 @@ class _Input:
         with open(path, "w", encoding="utf-8") as file:
             file.write(self.template.render(values))
         return path
+
+
+def _seeds(rows: int, rng: np.random.Generator) -> list[int]:
+    """Below 2^31, which fits every language's integers."""
+    seeds: list[int] = (rng.random(rows) * 2**31).astype(np.int64).tolist()
+    return seeds
 
 
 def _words(command: str | Sequence[str]) -> list[str]:
