@@ -2,23 +2,113 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..estimators.settings import DensitySettings, EstimatorSettings, Settings, TrainingSettings
 
 
-class SimulatorConfig(Settings):
-    """The forward model.
+class SupportConfig(Settings):
+    """Where an observable can lie, and whether it is counted."""
+
+    low: float | None = None
+    high: float | None = None
+    integer: bool = False
+
+
+class ObservableConfig(Settings):
+    """One observable of an external program: as `Variable`, whose name is the key."""
+
+    shape: tuple[PositiveInt, ...] = ()
+    dtype: Literal["float64", "float32", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"] = (
+        "float64"
+    )
+    units: str = ""
+    label: str = ""
+    dims: tuple[str, ...] = ()
+    support: SupportConfig = SupportConfig()
+
+
+class ProgramConfig(Settings):
+    """An external program; its prior is the whole of `prior:`. See `simulators/program.py`.
 
     Attributes:
-        name: A registered simulator, ``module:Class`` or ``file.py:Class``.
+        command: The program and its arguments, with ``{parameter}``, ``{seed}``, ``{input}``, ``{output}``; split as a
+            shell would, but run by none.
+        observables: What it gives; found by running it once when left out.
+        input: A file of text with ``{parameter}``, or such text.
+        output: The file it writes, or ``stdout``.
+        format: Of the output, where its suffix does not say.
+        datasets: Observable → name in the output, where that is another.
+        batch: One call for many rows: the parameters come in the file ``{theta}``, their number as ``{rows}``.
+        theta: Name of that file, ``.npy`` or ``.csv``.
+        environment: Variables to set.
+        timeout: Seconds for one call.
+        retries: How often a row that failed is tried again, with a new seed.
+        files: Copied into the scratch directory of each call.
+        scratch: Where scratch directories are made.
+        keep: Keep those of failed calls.
+        folder: What relative paths are relative to; that of the configuration when left out.
+    """
+
+    command: str | tuple[str, ...] = ""
+    observables: dict[str, ObservableConfig] = Field(default_factory=dict)
+    input: str | None = None
+    output: str = "stdout"
+    format: Literal["npy", "npz", "csv", "json", "hdf5", "netcdf"] | None = None
+    datasets: dict[str, str] = Field(default_factory=dict)
+    batch: bool = False
+    theta: str = "theta.npy"
+    environment: dict[str, str] = Field(default_factory=dict)
+    timeout: PositiveFloat | None = None
+    retries: NonNegativeInt = 0
+    files: tuple[str, ...] = ()
+    scratch: str | None = None
+    keep: bool = False
+    folder: str | None = None
+
+    def program(self) -> dict[str, Any]:
+        """The arguments of `Program`, but for the prior."""
+        found = {name: getattr(self, name) for name in ProgramConfig.model_fields}
+        observables = {name: item.model_dump(mode="json") for name, item in self.observables.items()}
+        return {**found, "observables": observables or None}
+
+
+class SimulatorConfig(ProgramConfig):
+    """The forward model: `name` and `arguments`, or `command` and what belongs to an external program.
+
+    Attributes:
+        name: A registered simulator, ``module:Class`` or ``file.py:Class``; also ``file.py:object``.
         arguments: Of its constructor.
     """
 
-    name: str
+    name: str = ""
     arguments: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.name or (self.command if isinstance(self.command, str) else " ".join(self.command))
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Of two dozen keys, those that were given."""
+        kept = {
+            name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.get_default(call_default_factory=True)
+        }
+        return {name: value for name, value in dump(self).items() if name in kept}
 
 
 class SimulateConfig(Settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..simulators.entries import absolute
 from ..simulators.prior import Prior
 from .config import CheckConfig, Config
 from .context import read_context
+from .forward import absolute_simulator, find_simulator
 from .problems import Problems
 from .yaml_file import Source, validate
 
@@ -78,12 +78,9 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         kind = type(simulator)
         source.values["simulator"] = f"{kind.__module__}:{kind.__qualname__}"
     config, problems = validate(source)
-    reference = (
-        None if simulator else Reference(config.simulator.name, json.dumps(config.simulator.arguments), source.folder)
-    )
-    found = Problems(source, problems)
-    with found.at("simulator"):
-        simulator = simulator or _load(reference)
+    found, reference = Problems(source, problems), None
+    if simulator is None:
+        simulator, reference = find_simulator(config, source.folder, found)
     with found.at("train", "method"):
         _require_estimator(config.train.method)
     checks = tuple(c for i, item in enumerate(config.diagnose.checks) if (c := _check(item, i, found)))
@@ -104,11 +101,6 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     return Job(config, simulator, reference, prior, context, observation, checks)
 
 
-def _load(reference: Reference | None) -> Simulator:
-    assert reference is not None  # there is one whenever no object was given
-    return reference.load()
-
-
 def _require_estimator(method: str) -> None:
     known = registry.names("estimators")
     if method not in known:
@@ -119,7 +111,7 @@ def _require_likelihood(config: Config, simulator: Simulator) -> None:
     if config.infer.refine and not isinstance(simulator, HasLikelihood):
         raise ConfigError(
             f"`refine: {config.infer.refine}` needs a simulator with `log_likelihood`; "
-            f"{config.simulator.name} has none: leave `refine` out"
+            f"{config.simulator.title} has none: leave `refine` out"
         )
 
 
@@ -178,12 +170,8 @@ def _conditions(simulator: Simulator) -> Variables:
 
 def _absolute(config: Config, folder: Path) -> Config:
     """The same configuration with paths that hold from anywhere."""
-    where, _, attribute = config.simulator.name.rpartition(":")
-    if where.endswith(".py"):
-        name = f"{(folder / where).resolve()}:{attribute}"
-        config = config.model_copy(update={"simulator": config.simulator.model_copy(update={"name": name})})
     prior = {name: {**item, "dist": absolute(str(item.get("dist")), folder)} for name, item in config.prior.items()}
-    config = config.model_copy(update={"prior": prior})
+    config = config.model_copy(update={"prior": prior, "simulator": absolute_simulator(config.simulator, folder)})
     if isinstance(config.observation, str) and (folder / config.observation).exists():
         config = config.model_copy(update={"observation": str((folder / config.observation).resolve())})
     return config

@@ -100,7 +100,7 @@ class SimulatorContract:
                 before = _global_state()
                 results.append(_simulate(simulator, theta, 2))
                 assert _global_state() == before, "`simulate` must draw from `rng` alone, not from a global generator"
-        _require_same(*results, "`simulate` must not depend on a global generator")
+        _require_same(results[0], results[1], "`simulate` must not depend on a global generator")
 
     def test_a_row_depends_on_its_own_theta_alone(self, simulator: Simulator, theta: np.ndarray) -> None:
         """Exactly, with the same noise, for simulators whose use of the generator theta does not move; else in law."""

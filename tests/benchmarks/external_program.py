@@ -39,9 +39,9 @@ def measure(folder: Path) -> dict[str, list[float]]:
     for row in program.prior.sample(ROWS, rng):
         words = [str(folder / "decay"), *map(str, row.tolist()), "1", str(made)]
         ways: tuple[Callable[[], object], ...] = (
-            lambda words=words: os.waitpid(os.posix_spawn(words[0], words, os.environ), 0),  # type: ignore[misc]
-            lambda words=words: subprocess.run(words, check=True),  # type: ignore[misc]
-            lambda row=row: program.simulate(row[None], rng),  # type: ignore[misc]
+            lambda words=words: os.waitpid(os.posix_spawn(words[0], words, os.environ), 0),
+            lambda words=words: subprocess.run(words, check=True),
+            lambda row=row: program.simulate(row[None], rng),
         )
         for way, values in zip(ways, times.values(), strict=True):
             values.append(timed(way))
