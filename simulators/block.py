@@ -98,7 +98,7 @@ class BlockSimulator:
 
     def _simulate(self, block: Block, draw: Draw, rng: np.random.Generator) -> Records:
         started = time.perf_counter()
-        outcome = Outcome[int, Arrays](0, None) if self._one_by_one else self.together(draw, rng)
+        outcome: Outcome[int, Arrays] = Outcome(0, None) if self._one_by_one else self.together(draw, rng)
         if outcome.result is None:
             return self._rows(block, draw, range(block.length), 0)
         seconds = np.full(block.length, (time.perf_counter() - started) / block.length, np.float32)

@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ..data.files import fingerprint
 from ..data.variables import Variable, Variables
 from .prior import Prior
 
-Rows = Literal["batch", "vector", "named"]
+_ROWS = ("batch", "vector", "named")
 
 
 class FunctionSimulator:
@@ -35,12 +35,12 @@ class FunctionSimulator:
         function: Callable[..., Any],
         prior: Prior,
         observables: Variables | None,
-        rows: Rows,
+        rows: str,
         observations: Mapping[str, Any],
     ) -> None:
         self._function = function
         self.prior = prior
-        self.rows: Rows = rows
+        self.rows = rows
         self.function = getattr(function, "__qualname__", type(function).__qualname__)
         self.source = _source_hash(function)
         self.observations = dict(observations)
@@ -98,7 +98,7 @@ def simulator(
     *,
     prior: Prior | Mapping[str, Any],
     observables: Variables | None = None,
-    rows: Rows = "batch",
+    rows: str = "batch",
     observations: Mapping[str, Any] | None = None,
 ) -> FunctionSimulator: ...
 @overload
@@ -107,7 +107,7 @@ def simulator(
     *,
     prior: Prior | Mapping[str, Any],
     observables: Variables | None = None,
-    rows: Rows = "batch",
+    rows: str = "batch",
     observations: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], FunctionSimulator]: ...
 def simulator(
@@ -115,7 +115,7 @@ def simulator(
     *,
     prior: Prior | Mapping[str, Any],
     observables: Variables | None = None,
-    rows: Rows = "batch",
+    rows: str = "batch",
     observations: Mapping[str, Any] | None = None,
 ) -> FunctionSimulator | Callable[[Callable[..., Any]], FunctionSimulator]:
     """Make a simulator of a function; as a call or, with ``function`` left out, as a decorator.
@@ -138,7 +138,7 @@ def simulator(
         ContractError: It returned something else than numbers, or the wrong number of rows.
         PriorError: The prior is impossible.
     """
-    if rows not in ("batch", "vector", "named"):
+    if rows not in _ROWS:
         raise SimulatorError(f'`rows` must be "batch", "vector" or "named"; got {rows!r}')
     known = prior if isinstance(prior, Prior) else Prior(prior)
 

@@ -102,7 +102,7 @@ def _split(values: np.ndarray, observables: Variables, lead: tuple[int, ...], *,
         )
     ends = np.cumsum([v.size for v in observables])[:-1]
     parts = np.split(values.reshape(wanted), ends, axis=-1)
-    return {v.name: part.reshape(*lead, *v.shape) for v, part in zip(observables, parts, strict=True)}
+    return {v.name: part.reshape((*lead, *v.shape)) for v, part in zip(observables, parts, strict=True)}
 
 
 def _shaped(variable: Variable, values: np.ndarray, lead: tuple[int, ...], *, loose: bool) -> np.ndarray:
