@@ -131,6 +131,22 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A simulator, 
     show_one(name)
 
 
+new = typer.Typer(help="Write the skeleton of a plugin.", no_args_is_help=True)
+app.add_typer(new, name="new")
+
+
+@new.command("simulator")
+def new_simulator(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package and of the simulator in YAML.")],
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where its folder is made.")] = Path(),
+) -> None:
+    """Write an installable package with a simulator, its tests and a recipe."""
+    from .new import new_simulator
+
+    made = new_simulator(name, folder)
+    typer.echo(f"{made}: pip install -e '{made}[test]' && pytest {made} && simfer run {made}/recipes/{name}.yaml")
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
