@@ -114,6 +114,11 @@ VIOLATIONS: dict[str, tuple[Any, str, str]] = {
     "another shape": (_with(lambda t, r: {"x": _noise(t, r)[:, :1]}), "test_shapes_dtypes_and_names", "of shape"),
     "another name": (_with(lambda t, r: {"y": _noise(t, r)}), "test_shapes_dtypes_and_names", "exactly x"),
     "no numbers": (_with(lambda t, r: {"x": _noise(t, r).astype(str)}), "test_shapes_dtypes_and_names", "numbers"),
+    "another dtype": (
+        _with(lambda t, r: {"x": _noise(t, r)}, observables=Variables([Variable("x", (2,), "int32")])),
+        "test_shapes_dtypes_and_names",
+        "must be int32, as observables say; got float64",
+    ),
     "mostly NaN": (
         _with(lambda t, r: {"x": np.where(t[:, :1] > 0, np.nan, _noise(t, r))}),
         "test_most_rows_are_finite",
