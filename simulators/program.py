@@ -88,12 +88,12 @@ class Program:
         keep: bool = False,
         folder: str | Path | None = None,
     ) -> None:
-        self.prior = prior if isinstance(prior, Prior) else Prior.from_json(prior)
         self.command = shlex.join(_words(command))
         self.input, self.output, self.format = input or "", output, format or _format(output)
         self.batch, self.theta, self.files = batch, theta, list(files)
         self.timeout, self.retries, self._keep = timeout, retries, keep
         self._folder = Path(folder or ".").resolve()
+        self.prior = as_prior(prior, self._folder)
         self._datasets, self._environment = dict(datasets or {}), dict(environment or {})
         self._root = None if scratch is None else self._existing(scratch, "scratch")
         self._scratch = Scratch(self._root)
@@ -271,6 +271,22 @@ class _Word:
         path = word if isinstance(word, Path) else None
         text = str(path).replace("{", "{{").replace("}", "}}") if path else str(word)
         return cls(Template(text, known, "command"), path)
+
+
+def as_prior(given: Prior | Mapping[str, Mapping[str, Any]], folder: Path) -> Prior:
+    """A prior as it is, as `Prior.to_json` wrote it, or as YAML has it, units and labels included.
+
+    Raises:
+        PriorError: It is impossible.
+    """
+    if isinstance(given, Prior):
+        return given
+    if any("joint" in item for item in given.values()):
+        return Prior.from_json(given, run_code=True)
+    bare = {name: {k: v for k, v in item.items() if k not in ("units", "label")} for name, item in given.items()}
+    units = {name: str(item.get("units") or "") for name, item in given.items()}
+    labels = {name: str(item.get("label") or "") for name, item in given.items()}
+    return Prior(bare, units=units, labels=labels, folder=folder)
 
 
 class _Input:

@@ -23,7 +23,7 @@ from scipy.stats import ks_2samp
 
 from ..data.observations import read_observation
 from ..data.variables import Arrays
-from .base import Simulator, describe, simulate_checked
+from .base import Simulator, context_of, describe, simulate_checked
 
 _TINY_P = 1e-4  # over all entries of x together: a simulator that keeps the contract fails once in ten thousand
 
@@ -61,7 +61,7 @@ class SimulatorContract:
     def test_shapes_dtypes_and_names(self, simulator: Simulator, theta: np.ndarray) -> None:
         for rows in (1, 2, self.rows):
             _simulate(simulator, theta[:rows], 2)
-        x = simulator.simulate(theta, np.random.default_rng(2), *_context(simulator, self.rows))
+        x = simulator.simulate(theta, np.random.default_rng(2), *_more(simulator, self.rows))
         for variable in simulator.observables:
             values = np.asarray(x[variable.name])
             fits = np.can_cast(values.dtype, variable.dtype, "same_kind") or _fits(values, variable.dtype)
@@ -139,7 +139,7 @@ class SimulatorContract:
 
     def test_log_likelihood(self, simulator: Simulator, theta: np.ndarray) -> None:
         likelihood: Any = _optional(simulator, "log_likelihood")
-        x, more = _simulate(simulator, theta, 2), _context(simulator, self.rows)
+        x, more = _simulate(simulator, theta, 2), _more(simulator, self.rows)
         each = likelihood(theta, x, *more)
         assert each.shape == (self.rows,), f"`log_likelihood` must have shape ({self.rows},); got {each.shape}"
         assert each.dtype == np.float64, f"`log_likelihood` must be float64; got {each.dtype}"
@@ -156,7 +156,7 @@ class SimulatorContract:
         u = sample_u(self.rows, np.random.default_rng(2))
         wanted = (self.rows, *simulator.u_shape)  # type: ignore[attr-defined]
         assert u.shape == wanted, f"`sample_u` must have shape {wanted}; got {u.shape}"
-        from_u = simulate_from_u(theta, u, *_context(simulator, self.rows))
+        from_u = simulate_from_u(theta, u, *_more(simulator, self.rows))
         _require_same(_simulate(simulator, theta, 2), from_u, "`simulate` must be `simulate_from_u` of `sample_u`")
 
 
@@ -167,14 +167,20 @@ def _simulate(simulator: Simulator, theta: np.ndarray, seed: int) -> Arrays:
 def _with_state(simulator: Simulator, theta: np.ndarray, seed: int) -> tuple[Arrays, object]:
     """x, and the state that the generator was left in."""
     rng = np.random.default_rng(seed)
-    x = simulate_checked(simulator, theta, rng, *_context(simulator, len(theta)))
+    x = simulate_checked(simulator, theta, rng, _context(simulator, len(theta)))
     return x, rng.bit_generator.state
 
 
-def _context(simulator: Simulator, rows: int) -> tuple[dict[str, np.ndarray], ...]:
-    """One context, the same at every call; nothing where the simulator has none."""
-    prior = getattr(simulator, "context", None)
-    return () if prior is None else (prior.draw(rows, np.random.default_rng(4)),)
+def _context(simulator: Simulator, rows: int) -> Arrays | None:
+    """One context, the same at every call; None where the simulator has none."""
+    prior = context_of(simulator)
+    return None if prior is None else prior.draw(rows, np.random.default_rng(4))
+
+
+def _more(simulator: Simulator, rows: int) -> tuple[Arrays, ...]:
+    """The context as a further argument, if there is one: a simulator without need not know of it."""
+    context = _context(simulator, rows)
+    return () if context is None else (context,)
 
 
 def _fits(values: np.ndarray, dtype: str) -> bool:

@@ -444,3 +444,15 @@ def test_a_configuration_with_a_program_is_complete_and_holds_from_anywhere(tmp_
     assert describe(again.simulator) == describe(job.simulator)
     assert again.simulator.observables == job.simulator.observables
     assert [v.units for v in again.prior.variables] == ["1/min", "1/min"]
+
+
+def test_parameters_may_be_joint_in_yaml(tmp_path: Path) -> None:
+    joint = "{dist: MultivariateNormal, loc: [0, 0], covariance_matrix: [[1, 0.9], [0.9, 1]]}"
+    text = f"simulator: {{command: 'echo {{a}},{{b}},{{c}}'}}\nprior:\n  a, c: {joint}\n  b: {{dist: Normal, loc: 0, scale: 1}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    job = make_job(read_source(tmp_path / "c.yaml"))
+    assert job.reference is not None
+    assert job.reference.load().prior == job.prior == job.simulator.prior
+    theta = job.prior.sample(3, np.random.default_rng(0))
+    assert job.prior.names == ("a", "c", "b")
+    np.testing.assert_array_equal(run(job.simulator, theta)["x"], theta[:, [0, 2, 1]])
