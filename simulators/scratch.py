@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import weakref
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Scratch:
     def _own(self) -> None:
         self._free: list[str] = []
         self._owner = os.getpid()
-        weakref.finalize(self, _remove, self._free, self._owner)
+        Finalize(self, _remove, (self._free, self._owner), exitpriority=1)  # worker processes run no other kind
 
     def take(self) -> str:
         """An empty directory that nobody else has."""

@@ -117,6 +117,7 @@ def adapted(theta, rng):
 """
 
 
+@pytest.mark.slow
 def test_a_function_in_a_file_is_named_in_yaml_and_runs_in_processes(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "c.yaml").write_text("simulator: mine.py:adapted\nobservation: here\n")

@@ -24,6 +24,7 @@ from simfer.data.errors import (
     SimulationTimeoutError,
     SimulatorError,
 )
+from simfer.data.records import STATUS
 from simfer.data.variables import Variable, Variables
 from simfer.pipelines.executors import Processes
 from simfer.pipelines.job import Job, make_job
@@ -84,8 +85,12 @@ class TestExamples(SimulatorContract):
         return example(request.param, tmp_path).simulator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDS)
-def test_examples_fill_the_same_store_in_processes(name: str, tmp_path: Path) -> None:
+def test_examples_fill_the_same_store_in_processes(
+    name: str, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(scratch))  # of the workers; this process has looked it up before
     job = example(name, tmp_path)
     stores = [
         simulate(job.simulator, 40, tmp_path / kind, seed=1, executor=executor, reference=job.reference)
@@ -93,6 +98,7 @@ def test_examples_fill_the_same_store_in_processes(name: str, tmp_path: Path) ->
     ]
     assert stores[0].counts()["ok"] == 40
     assert stores[0].digest() == stores[1].digest()
+    assert not list(scratch.glob("simfer-*"))
 
 
 def test_the_compiled_example_has_the_law_it_claims(tmp_path: Path) -> None:
@@ -388,14 +394,30 @@ def test_whatever_changes_results_changes_the_description(change: str, tmp_path:
     assert made({"A": "b"} if change == "environment" else {}) != before
 
 
-def test_one_bad_row_costs_one_row(tmp_path: Path) -> None:
-    program = shell("case $1 in 0.0*|0.1*) echo too small >&2; exit 1;; esac; echo $1,$2")
+def test_bad_rows_cost_themselves_alone_and_keep_their_reasons(tmp_path: Path) -> None:
+    script = "case $1 in 0.0*) echo too small >&2; exit 9;; 0.1*) sleep 60;; 0.2*) echo nan,1;; *) echo $1,$2;; esac"
+    program = shell(script, timeout=0.3)
     assert program.per_row
-    store = simulate(program, 60, tmp_path / "s.zarr", seed=1)
+    store = simulate(program, 30, tmp_path / "s.zarr", seed=1)
     theta, x = store.read()
-    failed = store.status == 3
-    np.testing.assert_array_equal(failed, theta[:, 0] < 0.2)
-    np.testing.assert_array_equal(x["x"][~failed], theta[~failed])
+    digit = np.floor(10 * theta[:, 0])
+    wanted = np.select([digit == 0, digit == 1, digit == 2], ["failed", "timeout", "invalid"], "ok")
+    assert set(wanted) == {"failed", "timeout", "invalid", "ok"}
+    assert [STATUS[code] for code in store.status] == wanted.tolist()
+    np.testing.assert_array_equal(x["x"][wanted == "ok"], theta[wanted == "ok"])
+    reasons = np.asarray(store.reasons(slice(0, 30)))
+    assert all("exit code 9; stderr ends: too small" in text for text in reasons[wanted == "failed"])
+    assert all("took longer than 0.3 s" in text for text in reasons[wanted == "timeout"])
+
+
+def test_failed_rows_are_tried_again_with_other_seeds(tmp_path: Path) -> None:
+    script = "case $3 in *[02468]) exit 1;; esac; echo $1,$2"
+    counts = [
+        simulate(shell(script, retries=retries), 60, tmp_path / f"{retries}.zarr", seed=1).counts()["ok"]
+        for retries in (0, 12)
+    ]
+    assert 10 < counts[0] < 50
+    assert counts[1] == 60
 
 
 YAML = "simulator:\n  command: sh -c 'echo 1,2'\n"
