@@ -132,7 +132,6 @@ def _drain(pid: int, pipes: Sequence[_Pipe], deadline: float | None) -> bool:
             for pipe in pipes:
                 pipe.read()
             ended = _has_ended(pid)
-    _kill_group(pid)
     for pipe in pipes:
         for _ in range(16):  # what the pipe still holds; one who fled the group may go on writing
             if not pipe.read():

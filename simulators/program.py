@@ -234,7 +234,9 @@ class Program:
         try:
             return self._read(ended.stdout if self.output == _STDOUT else output, theta, observables)
         except ProgramError as error:
-            raise ProgramError(_with_stderr(str(error), ended.stderr)) from error
+            missing = self.output != _STDOUT and not os.path.exists(output)
+            nothing = f"the program ended with exit code 0, but there is no `{self.output}` in its scratch directory"
+            raise ProgramError(_with_stderr(nothing if missing else str(error), ended.stderr)) from error
 
     def _require_success(self, ended: Ended) -> None:
         if ended.code is None:
@@ -247,10 +249,6 @@ class Program:
             raise ProgramError(_with_stderr(f"the program ended with exit code {ended.code}", ended.stderr))
 
     def _read(self, source: str | bytes, theta: np.ndarray | None, observables: Variables | None) -> Arrays:
-        if isinstance(source, str) and not os.path.exists(source):
-            raise ProgramError(
-                f"the program ended with exit code 0, but there is no `{self.output}` in its scratch directory"
-            )
         if observables is None:
             return read_output(source, self.format, list(self._datasets.values()) or None)
         wanted = [self._datasets.get(name, name) for name in observables.names]
