@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..data.errors import UnknownNameError, did_you_mean
 
@@ -31,7 +32,7 @@ def observations(task: str, observable: str = "x") -> Observations:
 
 
 @cache
-def _shipped() -> dict[str, list[list[float]]]:
+def _shipped() -> dict[str, list[list[Any]]]:
     text = Path(__file__).with_name("sbibm_observations.json").read_text(encoding="utf-8")
-    rows: dict[str, list[list[float]]] = json.loads(text)["observations"]
+    rows: dict[str, list[list[Any]]] = json.loads(text)["observations"]
     return rows
