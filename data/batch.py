@@ -22,6 +22,10 @@ class Batch(NamedTuple):
     def rows(self) -> int:
         return len(self.theta)
 
+    @property
+    def nbytes(self) -> int:
+        return self.theta.nbytes + sum(values.nbytes for values in self.x.values())
+
     def select(self, index: Tensor | slice) -> Batch:
         return Batch(self.theta[index], {name: values[index] for name, values in self.x.items()})
 

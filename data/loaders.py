@@ -1,14 +1,15 @@
-"""Loaders whose batches are slices of whole tensors.
+"""Loaders: rows on the device, rows in memory, or rows streamed from a store, behind one interface.
 
-A ``DataLoader`` over a ``TensorDataset`` collates row by row in Python and costs 3 to 4 ms a step, as much as a small
-flow; slicing costs 0.05 ms. The order of rows is a function of (seed, epoch) alone and the loader counts the batches
-that were consumed, so an interrupted run continues with the very next batch.
+Rows that fit are whole tensors and batches slices of them: a ``DataLoader`` over a ``TensorDataset`` collates row by
+row in Python and costs 3 to 4 ms a step, as much as a small flow; slicing costs 0.05 ms. Rows that do not fit are
+streamed (`streaming`). The order of rows is a function of the seed, the epoch and the share of the process, and every
+loader counts the batches that were consumed, so an interrupted run continues with the very next batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -16,9 +17,33 @@ import torch
 
 from .batch import Batch
 from .errors import ShapeError
-from .records import INVALID, OK
 from .store import SimulationStore
+from .streaming import StoredRows, StreamedBatches, usable_rows
 from .variables import Arrays
+
+Rows = Batch | StoredRows
+
+_PART_BYTES = 16 * 2**20
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """What training needs of a loader: as many batches as it says, from where it was left off."""
+
+    rank: int
+    world: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def to(self, device: torch.device) -> None: ...
 
 
 class WholeBatches:
@@ -28,28 +53,46 @@ class WholeBatches:
         rows: All rows.
         batch_size: Rows in a batch; a last, smaller batch is dropped when shuffling, so that every step weighs the same.
         seed: Of the order of rows; None keeps the order and every row.
+        rank: Of this process, among ``world``; each gets the same number of rows.
+        world: How many processes train.
+        resident: Whether `to` keeps all rows on the device; where they fill no more than half of what is free there
+            when None.
     """
 
-    def __init__(self, rows: Batch, batch_size: int, seed: int | None = None) -> None:
-        if rows.rows == 0:
-            raise ShapeError("`rows` of a loader must not be empty")
+    def __init__(
+        self,
+        rows: Batch,
+        batch_size: int,
+        seed: int | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        resident: bool | None = None,
+    ) -> None:
+        if rows.rows < world:
+            raise ShapeError(f"`rows` of a loader must not be empty; got {rows.rows} for {world} process(es)")
         self.rows = rows
-        self.batch_size = min(batch_size, rows.rows)
+        self.batch_size = min(batch_size, rows.rows // world)
         self.seed = seed
+        self.rank, self.world = rank, world
+        self.resident = resident
         self.epoch = 0
         self.consumed = 0
 
     def __len__(self) -> int:
-        full, rest = divmod(self.rows.rows, self.batch_size)
+        first, last = self._share()
+        full, rest = divmod(last - first, self.batch_size)
         return full + (rest > 0 and self.seed is None)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.consumed >= len(self):
             self.epoch, self.consumed = self.epoch + 1, 0
+        first, last = self._share()
         order = self._order()
         for step in range(self.consumed, len(self)):
             self.consumed = step + 1
-            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            start = first + step * self.batch_size
+            part = slice(start, min(start + self.batch_size, last))
             yield self.rows.select(part if order is None else order[part])
 
     def set_epoch(self, epoch: int) -> None:
@@ -63,6 +106,18 @@ class WholeBatches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.consumed = state["epoch"], state["consumed"]
 
+    def to(self, device: torch.device) -> None:
+        """Keep all rows on ``device`` from now on, if they are to be resident."""
+        if self.resident or (self.resident is None and _fits(self.rows, device)):
+            self.rows = self.rows.to(device)
+
+    def _share(self) -> tuple[int, int]:
+        """First and last of the epoch's rows that are this rank's; shuffled, all shares are equally large."""
+        total = self.rows.rows
+        if self.seed is None:
+            return self.rank * total // self.world, (self.rank + 1) * total // self.world
+        return self.rank * (total // self.world), (self.rank + 1) * (total // self.world)
+
     def _order(self) -> torch.Tensor | None:
         if self.seed is None:
             return None
@@ -72,28 +127,44 @@ class WholeBatches:
 
 
 class SimulationsDataModule(L.LightningDataModule):
-    """Training and validation rows as whole tensors, moved to the training device once.
+    """Training and validation rows behind loaders, divided among the processes that train.
 
     Args:
         train: Rows to learn from.
-        validation: Rows for the validation loss.
-        batch_size: Rows in a training batch; validation takes ten times as many, having no gradients to keep.
+        validation: Rows for the validation loss; stored ones are loaded where they fill no more than an eighth of
+            their budget.
+        batch_size: Rows in a training batch; validation takes ten times as many, having no gradients to keep, or a
+            quarter of a buffer where they are streamed.
         seed: Of the order of training rows.
+        resident: Whether rows in memory are kept on the training device; where they fit when None.
     """
 
-    def __init__(self, train: Batch, validation: Batch, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, train: Rows, validation: Rows, *, batch_size: int, seed: int, resident: bool | None = None
+    ) -> None:
         super().__init__()
-        self._train = WholeBatches(train, batch_size, seed)
-        self._validation = WholeBatches(validation, 10 * batch_size)
+        if isinstance(validation, StoredRows) and validation.nbytes <= validation.memory // 8:
+            validation = validation.load()
+        many = 10 * batch_size
+        if isinstance(validation, StoredRows):
+            many = max(batch_size, min(many, validation.buffer_rows // 4))
+        self._train = make_loader(train, batch_size, seed, resident=resident)
+        self._validation = make_loader(validation, many, resident=resident)
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self._train)
 
+    def setup(self, stage: str) -> None:
+        """Take this process's share."""
+        assert self.trainer is not None
+        for loader in (self._train, self._validation):
+            loader.rank, loader.world = self.trainer.global_rank, self.trainer.world_size
+
     def to(self, device: torch.device) -> None:
-        """Keep all rows on ``device`` from now on."""
-        self._train.rows = self._train.rows.to(device)
-        self._validation.rows = self._validation.rows.to(device)
+        """Keep rows on ``device`` from now on, where they are to be resident."""
+        self._train.to(device)
+        self._validation.to(device)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -101,11 +172,35 @@ class SimulationsDataModule(L.LightningDataModule):
     def set_epoch(self, epoch: int) -> None:
         self._train.set_epoch(epoch)
 
-    def train_dataloader(self) -> WholeBatches:
+    def train_dataloader(self) -> Loader:
         return self._train
 
-    def val_dataloader(self) -> WholeBatches:
+    def val_dataloader(self) -> Loader:
         return self._validation
+
+
+def make_loader(rows: Rows, batch_size: int, seed: int | None = None, *, resident: bool | None = None) -> Loader:
+    """The loader for rows in memory or in a store."""
+    if isinstance(rows, StoredRows):
+        return StreamedBatches(rows, batch_size, seed)
+    return WholeBatches(rows, batch_size, seed, resident=resident)
+
+
+class Portions:
+    """All rows, in order, in portions of a few MB, as often as they are asked for: for what is learned in one pass."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        if isinstance(self._rows, StoredRows):
+            return self._rows.parts()
+        step = max(_PART_BYTES * self._rows.rows // max(self._rows.nbytes, 1), 1)
+        return (self._rows.select(slice(start, start + step)) for start in range(0, self._rows.rows, step))
+
+
+def _fits(rows: Batch, device: torch.device) -> bool:
+    return device.type != "cuda" or 2 * rows.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
 def as_batch(theta: np.ndarray, x: Arrays) -> Batch:
@@ -115,12 +210,7 @@ def as_batch(theta: np.ndarray, x: Arrays) -> Batch:
 
 
 def valid_rows(store: SimulationStore, rows: slice, *, impute: bool = False) -> tuple[np.ndarray, Arrays]:
-    """theta, and x with context, of the rows that are ok; with ``impute`` those with NaN in x as well.
-
-    Dropping them is right for a posterior estimator and only there: whether a row is valid depends on x alone, so
-    p(theta | x) of a valid x is not changed by it.
-    """
+    """theta, and x with context, of `usable_rows`, in memory."""
     theta, x = store.read_array("theta", rows), store.read_conditions(rows)
-    status = store.read_array("status", rows)
-    keep = (status == OK) | (impute & (status == INVALID))
+    keep = usable_rows(store, rows, impute=impute)[rows]
     return theta[keep], {name: values[keep] for name, values in x.items()}

@@ -203,7 +203,7 @@ class SimulationStore:
         except (ValueError, RuntimeError) as error:
             shards = range(start // self.layout.shard, -(-stop // self.layout.shard))
             damaged = next((d for s in shards if (d := self._damage(s, name))), f"array `{name}`: {error}")
-            raise CorruptStoreError(_damaged(self.path, [damaged])) from error
+            raise CorruptStoreError(damaged(self.path, [damaged])) from error
 
     def damages(self) -> Iterator[Damage]:
         """Read every byte that is marked done, and name what cannot be read."""
@@ -225,7 +225,7 @@ class SimulationStore:
         """
         found = list(self.damages())
         if found:
-            raise CorruptStoreError(_damaged(self.path, found))
+            raise CorruptStoreError(damaged(self.path, found))
 
     def discard(self, shard: int) -> None:
         """Give a shard up: its rows are pending again, to be filled by the same campaign."""
@@ -296,7 +296,8 @@ class SimulationStore:
         return None
 
 
-def _damaged(path: Path, found: Sequence[object]) -> str:
+def damaged(path: Path, found: Sequence[object]) -> str:
+    """What is wrong and what to do about it."""
     listed = "; ".join(map(str, found[:5])) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
     return (
         f"the store {path} is damaged: {listed}: run `simfer verify {path} --repair` to give these shards up, "

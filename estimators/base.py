@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,8 +46,11 @@ class Estimator(nn.Module, ABC):
         """Observable → the function applied to it before standardisation."""
 
     @abstractmethod
-    def fit_preprocess(self, batch: Batch) -> None:
-        """Take the normalisation of x from training rows, before the first step."""
+    def fit_preprocess(self, portions: Iterable[Batch]) -> None:
+        """Take the normalisation from training rows, before the first step.
+
+        ``portions`` may be iterated several times; each time is one pass over the rows, on disk if that is where they are.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:

@@ -12,7 +12,7 @@ https://arxiv.org/abs/1605.06376; Greenberg et al. (2019), https://arxiv.org/abs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,8 +45,8 @@ class NPE(Estimator):
     def transforms(self) -> dict[str, str]:
         return dict(self.preprocess.transforms)
 
-    def fit_preprocess(self, batch: Batch) -> None:
-        self.preprocess.fit(batch.x)
+    def fit_preprocess(self, portions: Iterable[Batch]) -> None:
+        self.preprocess.fit_parts(lambda: (batch.x for batch in portions))
 
     def condition(self, x: dict[str, Tensor]) -> Float[Tensor, "rows context"]:
         """What the flow is conditioned on."""

@@ -5,13 +5,14 @@ What the network needs is thus in the weights: whoever loads a model gives x in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.errors import NotFiniteError, ShapeError, did_you_mean
+from ..data.statistics import Moments
 from ..data.variables import Variable, Variables
 from .settings import XTransform
 
@@ -70,26 +71,46 @@ class Preprocess(nn.Module):
         return self.observables.size
 
     def fit(self, x: Mapping[str, Tensor]) -> None:
-        """Take mean and standard deviation of every entry from training rows. A constant entry becomes 0.
+        """`fit_parts` on rows that are all in memory."""
+        self.fit_parts(lambda: [x])
+
+    def fit_parts(self, parts: Callable[[], Iterable[Mapping[str, Tensor]]]) -> None:
+        """Take mean and standard deviation of every entry from all training rows. A constant entry becomes 0.
+
+        One pass over what ``parts`` gives, in float64, and a second one for the principal axes if the features are whitened.
 
         Raises:
             NotFiniteError: A transform that does not fit its observable.
         """
-        values = self._transformed(x).double()
-        finite = values.isfinite()
-        for variable, part in zip(self.observables, finite.split(self._sizes(), dim=1), strict=True):
-            if not part.all() and not self.impute:
-                raise NotFiniteError(
-                    f"`{variable.name}` is not finite after `{self.transforms[variable.name]}` in "
-                    f"{int((~part).any(1).sum())} of {len(part)} rows: choose another of {', '.join(FUNCTIONS)}"
-                )
-        count = finite.sum(0).clamp(min=1)
-        mean = values.where(finite, 0).sum(0) / count
-        sd = ((values - mean).where(finite, 0).square().sum(0) / count).sqrt()
-        self.mean.copy_(mean)
-        self.sd.copy_(torch.where(sd > 1e-7 * mean.abs(), sd, 1.0))
+        moments, bad, rows = Moments(self.features), dict.fromkeys(self.transforms, 0), 0
+        for x in parts():
+            values = self._transformed(x).double()
+            moments.update(values)
+            rows += len(values)
+            for variable, part in zip(self.observables, values.split(self._sizes(), dim=1), strict=True):
+                bad[variable.name] += int((~part.isfinite()).any(1).sum())
+        self._check_finite(bad, rows)
+        self.mean.copy_(moments.mean)
+        self.sd.copy_(torch.where(moments.sd > 1e-7 * moments.mean.abs(), moments.sd, 1.0))
         if self.whiten:
-            self.rotation.copy_(_whitening(((values - self.mean) / self.sd).where(finite, 0)))
+            self.rotation.copy_(_whitening(self._second_moments(parts()) / rows))
+
+    def _second_moments(self, parts: Iterable[Mapping[str, Tensor]]) -> Float[Tensor, "feature feature"]:
+        """Sum over rows of the products of standardised features; what is not finite counts as the mean."""
+        total = torch.zeros(self.features, self.features, dtype=torch.float64)
+        for x in parts:
+            values = self._transformed(x).double()
+            features = ((values - self.mean) / self.sd).where(values.isfinite(), 0)
+            total += features.T @ features
+        return total
+
+    def _check_finite(self, bad: Mapping[str, int], rows: int) -> None:
+        for name, count in bad.items() if not self.impute else ():
+            if count:
+                raise NotFiniteError(
+                    f"`{name}` is not finite after `{self.transforms[name]}` in {count} of {rows} rows: "
+                    f"choose another of {', '.join(FUNCTIONS)}"
+                )
 
     def forward(self, x: Mapping[str, Tensor]) -> Float[Tensor, "rows feature"]:
         features = (self._transformed(x) - self.mean) / self.sd
@@ -106,7 +127,7 @@ class Preprocess(nn.Module):
         return [variable.size for variable in self.observables]
 
 
-def _whitening(features: Tensor) -> Tensor:
+def _whitening(covariance: Float[Tensor, "feature feature"]) -> Float[Tensor, "feature feature"]:
     """Principal axes over their standard deviations, in float64; axes without variance are left small."""
-    variances, axes = torch.linalg.eigh(features.T @ features / len(features))
+    variances, axes = torch.linalg.eigh(covariance)
     return axes / variances.clamp(min=1e-6 * float(variances.max())).sqrt()

@@ -91,6 +91,9 @@ class TrainingSettings(Settings):
         clip: Bound on the norm of the gradient.
         patience: Epochs without a better validation loss before stopping.
         validation: Fraction of the rows kept for the validation loss.
+        loader: Where rows are kept: ``device``, ``memory``, or ``stream``ed from the store; ``auto`` streams what exceeds
+            the memory budget and keeps on the device what fits there. Streaming shuffles otherwise, so results differ
+            from those of the first two, which are the same.
     """
 
     epochs: PositiveInt = 60
@@ -101,3 +104,4 @@ class TrainingSettings(Settings):
     clip: PositiveFloat = 5.0
     patience: NonNegativeInt = 15
     validation: float = Field(default=0.1, gt=0, lt=1)
+    loader: Literal["auto", "device", "memory", "stream"] = "auto"

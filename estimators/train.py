@@ -1,7 +1,8 @@
-"""Train on plain arrays: from simulations that are already there to a posterior, in one call."""
+"""Train on arrays or on a store: from simulations that are already there to a posterior, in one call."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..data.errors import ShapeError
-from ..data.loaders import as_batch
+from ..data.errors import ConfigError, ShapeError
+from ..data.files import write_json
+from ..data.loaders import Rows, as_batch
+from ..data.memory import default_budget
+from ..data.store import SimulationStore
+from ..data.streaming import StoredRows, hold_out, usable_rows
 from ..data.variables import Arrays, Variable, Variables, check_finite
 from ..simulators.prior import Prior
 from .model import Model, build_estimator
@@ -23,13 +28,14 @@ ArrayLike = Any
 
 
 def train(
-    theta: ArrayLike,
-    x: ArrayLike | Mapping[str, ArrayLike],
-    prior: Prior,
+    theta: ArrayLike | SimulationStore | str | Path,
+    x: ArrayLike | Mapping[str, ArrayLike] | None = None,
+    prior: Prior | None = None,
     *,
     estimator: EstimatorSettings | None = None,
     training: TrainingSettings | None = None,
     observables: Variables | None = None,
+    rows: slice = slice(None),
     seed: int = 0,
     folder: str | Path | None = None,
     hardware: Hardware | None = None,
@@ -38,14 +44,18 @@ def train(
     """Train an estimator on simulations.
 
     Args:
-        theta: Parameters, shape ``(rows, parameter)``, in the order of ``prior.names``, drawn from the prior.
-        x: What was simulated, row by row: one array ``(rows, *shape)``, called ``x``, or a mapping of several.
-        prior: The prior theta was drawn from.
+        theta: Parameters, shape ``(rows, parameter)``, in the order of ``prior.names``, drawn from the prior; or a
+            simulation store, or its path, which holds x as well: its usable rows are loaded, or streamed where they
+            exceed the memory budget.
+        x: What was simulated, row by row: one array ``(rows, *shape)``, called ``x``, or a mapping of several. None
+            with a store.
+        prior: The prior theta was drawn from; a store knows it.
         estimator: Method, flow, embedding; NPE with a neural spline flow when None.
         training: Optimisation.
-        observables: Names, units and support of x; taken from the arrays when None.
+        observables: Names, units and support of x; taken from the arrays, or the store, when None.
+        rows: Which rows of a store.
         seed: Of initial weights and of the order of rows.
-        folder: Keeps checkpoints; training continues from what is there.
+        folder: Keeps checkpoints; training continues from what is there, with the loader it began with.
         hardware: Where to train.
         on_epoch: Called with (epoch, training loss, validation loss) after every epoch.
 
@@ -56,20 +66,31 @@ def train(
     Raises:
         ShapeError: Arrays that do not fit each other or the prior.
         NotFiniteError: NaN or infinity.
+        CorruptStoreError: A checksum of the store does not fit; names the shard.
+        ConfigError: Arrays are to be streamed.
     """
     estimator, training = estimator or EstimatorSettings(), training or TrainingSettings()
-    theta, x = np.asarray(theta, dtype=np.float64), _named(x)
-    observables = observables or _observables(x)
-    _check(theta, x, prior, impute=estimator.impute)
-    learn, validate = split(as_batch(theta, x), training.validation)
+    hardware, where = hardware or Hardware(), _path(folder)
+    if isinstance(theta, SimulationStore | str | Path):
+        store = theta if isinstance(theta, SimulationStore) else SimulationStore.open(theta)
+        prior = prior or _prior(store)
+        learn, validate = _stored(store, rows, prior, estimator, training, hardware, where)
+        observables = observables or store.conditions
+    else:
+        if prior is None or x is None:
+            raise ShapeError("`x` and `prior` must be given with theta as an array; only a store knows them")
+        named = _named(x)
+        learn, validate = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training)
+        observables = observables or _observables(named)
     network = build_estimator(prior, observables, estimator, seed)
     history = train_estimator(
-        network, learn, validate, training, seed=seed, folder=_path(folder), hardware=hardware, on_epoch=on_epoch
+        network, learn, validate, training, seed=seed, folder=where, hardware=hardware, on_epoch=on_epoch
     )
     facts = {
         "rows": {"train": learn.rows, "validation": validate.rows},
         "loss": {"train": history.train, "validation": history.validation, "best_epoch": history.best_epoch},
         "seconds": history.seconds,
+        "loader": _described(learn),
         "training": training.model_dump(mode="json"),
         "transforms": network.transforms,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
@@ -90,6 +111,71 @@ def split(rows: Batch, validation: float) -> tuple[Batch, Batch]:
     return rows.select(slice(0, -held)), rows.select(slice(-held, None))
 
 
+def _arrays(
+    theta: np.ndarray, x: Arrays, prior: Prior, estimator: EstimatorSettings, training: TrainingSettings
+) -> tuple[Batch, Batch]:
+    if training.loader == "stream":
+        raise ConfigError("`loader` must be auto, device or memory for arrays: `stream` needs a simulation store")
+    _check(theta, x, prior, impute=estimator.impute)
+    return split(as_batch(theta, x), training.validation)
+
+
+def _stored(
+    store: SimulationStore,
+    rows: slice,
+    prior: Prior,
+    estimator: EstimatorSettings,
+    training: TrainingSettings,
+    hardware: Hardware,
+    folder: Path | None,
+) -> tuple[Rows, Rows]:
+    """Usable rows of a store, split as arrays are; whether x is finite has been asked when it was simulated."""
+    keep = usable_rows(store, rows, impute=estimator.impute)
+    _check_stored(store, keep, prior)
+    group = store.read_array("group") if store.schema.grouped else None
+    masks = hold_out(keep, training.validation, group)
+    memory = hardware.memory or default_budget()
+    decided = _decided(StoredRows(store, keep, memory), training, folder)
+    parts = [StoredRows(store, mask, memory, buffer_rows=decided.get("buffer_rows")) for mask in masks]
+    if decided["kind"] == "stream":
+        return parts[0], parts[1]
+    return parts[0].load(), parts[1].load()
+
+
+def _decided(rows: StoredRows, training: TrainingSettings, folder: Path | None) -> dict[str, Any]:
+    """The loader and all of it that has an effect on results: chosen once, then kept beside the checkpoints."""
+    file = folder / "loader.json" if folder else None
+    if file and file.is_file():
+        return dict(json.loads(file.read_text()))
+    stream = training.loader == "stream" or (training.loader == "auto" and rows.nbytes > rows.memory)
+    decided = {"kind": "stream", "buffer_rows": rows.buffer_rows} if stream else {"kind": "memory"}
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, decided)
+    return decided
+
+
+def _described(rows: Rows) -> dict[str, Any]:
+    return {"kind": "stream", "buffer_rows": rows.buffer_rows} if isinstance(rows, StoredRows) else {"kind": "memory"}
+
+
+def _prior(store: SimulationStore) -> Prior:
+    described = store.attributes.get("campaign", {}).get("prior")
+    if described is None:
+        raise ShapeError(f"`prior` must be given: {store.path} does not say what its theta was drawn from")
+    return Prior.from_json(described)
+
+
+def _check_stored(store: SimulationStore, keep: np.ndarray, prior: Prior) -> None:
+    if store.parameters.names != prior.names:
+        raise ShapeError(
+            f"`prior` must have the parameters {', '.join(store.parameters.names)} of the store; got {prior}"
+        )
+    for shard in range(store.layout.shards):
+        rows = store.layout.shard_rows(shard)
+        _check_theta(store.read_array("theta", rows)[keep[rows]], prior)
+
+
 def _named(x: ArrayLike | Mapping[str, ArrayLike]) -> Arrays:
     named = x if isinstance(x, Mapping) else {"x": x}
     return {name: np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v) for name, v in named.items()}
@@ -107,6 +193,10 @@ def _check(theta: np.ndarray, x: Arrays, prior: Prior, *, impute: bool) -> None:
             raise ShapeError(f"`x` must have one row per row of theta ({len(theta)}); got {len(values)} in {name!r}")
         if not impute:
             check_finite(values, f"x[{name!r}]")
+    _check_theta(theta, prior)
+
+
+def _check_theta(theta: np.ndarray, prior: Prior) -> None:
     check_finite(theta, "theta")
     outside = ~prior.contains(torch.from_numpy(theta)).numpy()
     if outside.any():

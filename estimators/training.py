@@ -1,12 +1,14 @@
 """Training: one thin Lightning module that owns optimisation, whatever the estimator.
 
 AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to zero, clipping of the
-gradient's norm, early stopping on the validation loss, best weights kept. After every epoch the whole state, best weights included, goes to
-``last.ckpt``; the order of rows depends on (seed, epoch) alone, so a run killed anywhere ends with the same losses.
+gradient's norm, early stopping on the validation loss, best weights kept. After every epoch, and every ten minutes
+within one, the whole state, best weights included, goes to ``last.ckpt``; the order of rows depends on (seed, epoch)
+alone and the loader counts what was consumed, so a run killed anywhere ends with the same losses.
 """
 
 from __future__ import annotations
 
+import datetime
 import logging
 import math
 import signal
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..data.errors import TrainingError
-from ..data.loaders import SimulationsDataModule
+from ..data.loaders import Portions, Rows, SimulationsDataModule
 from .base import Estimator
 from .settings import TrainingSettings
 
@@ -42,17 +44,24 @@ _IRRELEVANT = (
     ".*The dirpath has changed.*",  # a run folder may be moved
 )
 
+_CHECKPOINT_EVERY = datetime.timedelta(minutes=10)
+
 EpochReport = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where to train; cannot change what is trained beyond rounding."""
+    """Where to train; cannot change what is trained beyond rounding, but for what ``memory`` decides.
+
+    ``memory`` is the budget in bytes of each process for rows on their way to the network, a quarter of what the process
+    may use when None: what is larger is streamed, with a smaller buffer where the budget is below 512 MiB.
+    """
 
     accelerator: str = "auto"
     devices: int | str = "auto"
     precision: str = "32-true"
     threads: int | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,12 @@ class TrainingModule(L.LightningModule):
         self.log("train_loss", self.mean_loss)
         self._sum, self._count = 0.0, 0
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch_so_far"] = (float(self._sum), self._count)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sum, self._count = checkpoint["epoch_so_far"]
+
     def validation_step(self, batch: Batch, index: int) -> None:
         self.log("val_loss", self.estimator.loss(batch).mean().float(), batch_size=batch.rows, sync_dist=True)
 
@@ -118,8 +133,8 @@ class TrainingModule(L.LightningModule):
 
 def train_estimator(
     estimator: Estimator,
-    train: Batch,
-    validation: Batch,
+    train: Rows,
+    validation: Rows,
     settings: TrainingSettings,
     *,
     seed: int = 0,
@@ -143,8 +158,9 @@ def train_estimator(
         TrainingError: The loss is no number, or a checkpoint cannot be read.
     """
     hardware = hardware or Hardware()
-    estimator.fit_preprocess(train)
-    data = SimulationsDataModule(train, validation, batch_size=settings.batch_size, seed=seed)
+    estimator.fit_preprocess(Portions(train))
+    resident = {"device": True, "memory": False}.get(settings.loader)
+    data = SimulationsDataModule(train, validation, batch_size=settings.batch_size, seed=seed, resident=resident)
     module = TrainingModule(estimator, settings, settings.epochs * data.steps_per_epoch)
     with ExitStack() as stack:
         stack.enter_context(_threads(hardware.threads))
@@ -194,7 +210,10 @@ class Losses(Callback):
 
 
 def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losses: Losses) -> L.Trainer:
-    last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    last = [
+        ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, **when)
+        for when in ({"save_on_train_epoch_end": True}, {"train_time_interval": _CHECKPOINT_EVERY})
+    ]
     stop = EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
     return L.Trainer(
         accelerator=hardware.accelerator,
@@ -202,7 +221,7 @@ def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losse
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=settings.epochs,
         gradient_clip_val=settings.clip,
-        callbacks=[losses, stop, last],
+        callbacks=[losses, stop, *last],
         logger=CSVLogger(folder, name="", version=""),
         default_root_dir=folder,
         enable_progress_bar=False,

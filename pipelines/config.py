@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import (
+    ByteSize,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -193,6 +194,8 @@ class LocalConfig(Settings):
         devices: Of the Lightning Trainer.
         precision: Of the Lightning Trainer.
         threads: torch threads; one is best for small networks on few cores.
+        memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
+            Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
 
     executor: Literal["inline", "processes"] = "inline"
@@ -201,6 +204,7 @@ class LocalConfig(Settings):
     devices: PositiveInt | Literal["auto"] = 1
     precision: str = "32-true"
     threads: PositiveInt = 1
+    memory: ByteSize | None = None
 
 
 class Config(Settings):

@@ -95,8 +95,11 @@ def _first_is_skipped(skip: Callable[[int], None], advance: Callable[[int], None
 
 def _train_inputs(job: Job) -> dict[str, Any]:
     config = job.config
+    train = config.train.model_dump(mode="json")
+    if train["loader"] == "device":  # the same results
+        train["loader"] = "memory"
     return {
-        "train": config.train.model_dump(mode="json"),
+        "train": train,
         "on_invalid": config.simulate.on_invalid,
         "pairs": config.pairs,
         "seed": config.seed,
@@ -104,25 +107,23 @@ def _train_inputs(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
-    from ..data.loaders import valid_rows
     from ..estimators.train import train
     from ..estimators.training import Hardware
 
     config, local = job.config, job.config.local
     store = SimulationStore.open(folder / "simulations.zarr")
     _refuse_invalid(store, config)
-    theta, x = valid_rows(store, slice(0, store.rows - config.pairs), impute=config.simulate.on_invalid == "impute")
     with reporter.bar("train", config.train.epochs, "epochs") as meter:
         model = train(
-            theta,
-            x,
-            job.prior,
+            store,
+            prior=job.prior,
+            rows=slice(0, store.rows - config.pairs),
             estimator=config.train.estimator(impute=config.simulate.on_invalid == "impute"),
             training=config.train.training(),
             observables=job.conditions,
             seed=config.seed,
             folder=folder / "checkpoints",
-            hardware=Hardware(local.accelerator, local.devices, local.precision, local.threads),
+            hardware=Hardware(local.accelerator, local.devices, local.precision, local.threads, local.memory),
             on_epoch=lambda epoch, train_loss, val_loss: meter(
                 epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
             ),
@@ -137,6 +138,7 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "training_loss": facts["loss"]["train"][best],
         "rows_train": facts["rows"]["train"],
         "rows_validation": facts["rows"]["validation"],
+        "loader": facts["loader"]["kind"],
         "weights": facts["weights"],
         "transforms": facts["transforms"],
     }

@@ -197,7 +197,7 @@ def _training_guess(job: Job, theta: np.ndarray, x: dict[str, np.ndarray]) -> fl
     train = config.train
     estimator = build_estimator(job.prior, job.conditions, train.estimator(impute=True))
     some = as_batch(theta, x)
-    estimator.fit_preprocess(some)
+    estimator.fit_preprocess([some])
     batch = some.select(torch.arange(train.batch_size) % some.rows)
     for repeat in range(4):
         if repeat == 1:

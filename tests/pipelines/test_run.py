@@ -192,6 +192,24 @@ def test_invalid_rows_are_counted_and_left_out_or_imputed(tiny: dict[str, Any], 
     assert (used == 2900) == (policy == "impute")
 
 
+def test_streamed_training_uses_the_same_rows_and_is_a_choice_of_the_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = changed(tiny, train={"loader": "stream"}, local={"memory": "100 MB"}, diagnose={"checks": []})
+    run = simfer.run(config, workdir=tmp_path / "run", quiet=True)
+    numbers = run.summary["stages"]["train"]
+    assert numbers["loader"] == "stream"
+    assert (numbers["rows_train"], numbers["rows_validation"]) == (2700, 300)
+    assert set(actions(changed(config, local={"memory": "1 GB"}), run.folder).values()) == {"skip"}
+    assert actions(changed(config, train={"loader": "device"}), run.folder)["train"] == "run"
+
+
+def test_device_and_memory_are_one_choice(tiny: dict[str, Any], tmp_path: Path) -> None:
+    inputs = [
+        STAGES["train"].inputs(make_job(read_source(changed(tiny, train={"loader": loader}))))
+        for loader in ("device", "memory")
+    ]
+    assert inputs[0] == inputs[1]
+
+
 def test_invalid_rows_fail_when_told_to(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = {**changed(tiny, simulate={"on_invalid": "fail"}), "simulator": f"{_holes(tmp_path)}:Holes"}
     with pytest.raises(SimulatorError, match=r"row 11 .*: not finite: x"):
