@@ -202,8 +202,8 @@ class SimulationStore:
             return np.asarray(self._array(name)[start:stop])
         except (ValueError, RuntimeError) as error:
             shards = range(start // self.layout.shard, -(-stop // self.layout.shard))
-            damaged = next((d for s in shards if (d := self._damage(s, name))), f"array `{name}`: {error}")
-            raise CorruptStoreError(damaged(self.path, [damaged])) from error
+            found = next((d for s in shards if (d := self._damage(s, name))), f"array `{name}`: {error}")
+            raise CorruptStoreError(damaged(self.path, [found])) from error
 
     def damages(self) -> Iterator[Damage]:
         """Read every byte that is marked done, and name what cannot be read."""

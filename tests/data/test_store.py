@@ -39,11 +39,13 @@ def test_layout_covers_every_row_once() -> None:
     assert [row for block in blocks for row in range(block.rows.start, block.rows.stop)] == list(range(25))
 
 
-@pytest.mark.parametrize(("rows", "shape"), [(1, ()), (999, (3,)), (100_000, (14,)), (5000, (1000, 1000))])
+@pytest.mark.parametrize(
+    ("rows", "shape"), [(1, ()), (999, (3,)), (100_000, (14,)), (10**7, (4,)), (5000, (1000, 1000))]
+)
 def test_chosen_layouts_have_whole_blocks_of_bounded_size(rows: int, shape: tuple[int, ...]) -> None:
     layout = Layout.choose(rows, Variables([Variable("x", shape)]))
     assert layout.shard % layout.block == 0
-    assert 1 <= layout.block <= min(1000, rows)
+    assert 1 <= layout.block <= min(max(1000, rows // 64), 10_000, rows)
     assert layout.block == 1 or layout.block * 8 * int(np.prod(shape)) <= 4 * 2**20
 
 
