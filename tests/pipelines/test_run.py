@@ -193,7 +193,9 @@ def test_invalid_rows_are_counted_and_left_out_or_imputed(tiny: dict[str, Any], 
 
 
 def test_streamed_training_uses_the_same_rows_and_is_a_choice_of_the_run(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = changed(tiny, train={"loader": "stream"}, local={"memory": "100 MB"}, diagnose={"checks": []})
+    config = changed(
+        {**tiny, "local": {}}, train={"loader": "stream"}, local={"memory": "100 MB"}, diagnose={"checks": []}
+    )
     run = simfer.run(config, workdir=tmp_path / "run", quiet=True)
     numbers = run.summary["stages"]["train"]
     assert numbers["loader"] == "stream"
