@@ -201,7 +201,7 @@ def test_streamed_training_uses_the_same_rows_and_is_a_choice_of_the_run(tiny: d
     assert numbers["loader"] == "stream"
     assert (numbers["rows_train"], numbers["rows_validation"]) == (2700, 300)
     assert set(actions(changed(config, local={"memory": "1 GB"}), run.folder).values()) == {"skip"}
-    assert actions(changed(config, train={"loader": "device"}), run.folder)["train"] == "run"
+    assert actions(changed(config, train={"loader": "device"}), run.folder)["train"] == "rebuild"
 
 
 def test_device_and_memory_are_one_choice(tiny: dict[str, Any], tmp_path: Path) -> None:
