@@ -7,7 +7,7 @@ import torch
 
 from simfer.data.batch import Batch
 from simfer.data.errors import ShapeError
-from simfer.data.loaders import WholeBatches
+from simfer.data.loaders import Loader, Portions, WholeBatches
 
 
 def rows(n: int) -> Batch:
@@ -59,3 +59,30 @@ def test_resume_in_mid_epoch_gives_the_very_next_batch(stop: int) -> None:
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(ShapeError, match="must not be empty"):
         WholeBatches(rows(0), 5)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_the_rows_and_take_equally_many_steps(world: int) -> None:
+    shares = [epoch(WholeBatches(rows(20), 3, seed=1, rank=rank, world=world)) for rank in range(world)]
+    assert {len(share) for share in shares} == {20 // world // 3}
+    seen = list(itertools.chain(*itertools.chain(*shares)))
+    assert len(seen) == len(set(seen))
+    unshuffled = [epoch(WholeBatches(rows(20), 3, rank=rank, world=world)) for rank in range(world)]
+    assert list(itertools.chain(*itertools.chain(*unshuffled))) == list(range(20))
+
+
+@pytest.mark.parametrize(("resident", "device"), [(True, "meta"), (None, "meta"), (False, "cpu")])
+def test_rows_move_to_the_device_unless_told_not_to(resident: bool | None, device: str) -> None:
+    loader = WholeBatches(rows(20), 5, resident=resident)
+    loader.to(torch.device("meta"))
+    assert loader.rows.theta.device.type == device
+    assert isinstance(loader, Loader)
+
+
+def test_portions_are_all_rows_in_order_as_often_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simfer.data.loaders._PART_BYTES", 60)
+    portions = Portions(rows(17))
+    for _ in range(2):
+        parts = list(portions)
+        assert len(parts) > 1
+        assert torch.cat([part.theta for part in parts])[:, 0].tolist() == list(range(17))
