@@ -26,20 +26,22 @@ from simfer.data.variables import Variable, Variables
 
 PARAMETERS = Variables([Variable("a")])
 OBSERVABLES = Variables([Variable("x", (3,)), Variable("y", (), "float32")])
+CONTEXT = Variables([Variable("sd")])
 ROWS, BLOCK, SHARD = 103, 10, 20
 MEMORY = 10**7
 
 
 def make_store(path: Path, rows: int = ROWS, block: int = BLOCK, shard: int = SHARD) -> SimulationStore:
-    """theta is the number of the row; x and y follow from it. Row 7 has failed and row 25 is invalid."""
-    store = SimulationStore.create(path, Layout(rows, block, shard), Schema(PARAMETERS, OBSERVABLES), {})
+    """theta is the number of the row; x, y and the context sd follow from it. Row 7 has failed and row 25 is invalid."""
+    store = SimulationStore.create(path, Layout(rows, block, shard), Schema(PARAMETERS, OBSERVABLES, CONTEXT), {})
     status = np.full(rows, OK, np.int8)
     status[7], status[25] = FAILED, INVALID
     for number in range(store.layout.shards):
         part = store.layout.shard_rows(number)
         index = np.arange(part.start, part.stop, dtype=np.float64)
         x = {"x": index[:, None] + np.arange(3), "y": (2 * index).astype(np.float32)}
-        store.write_shard(number, Records(index[:, None], x, status[part], np.zeros(len(index), np.float32)))
+        runtime = np.zeros(len(index), np.float32)
+        store.write_shard(number, Records(index[:, None], x, status[part], runtime, {"sd": 3 * index}))
     return store
 
 
@@ -76,6 +78,7 @@ def test_theta_and_x_stay_together(store) -> None:
     for batch in StreamedBatches(stored(store), 7, seed=0):
         torch.testing.assert_close(batch.x["x"][:, 1].double(), batch.theta[:, 0] + 1)
         torch.testing.assert_close(batch.x["y"].double(), 2 * batch.theta[:, 0])
+        torch.testing.assert_close(batch.x["sd"].double(), 3 * batch.theta[:, 0])
 
 
 def test_batches_are_not_overwritten_by_those_that_follow(store) -> None:
@@ -180,7 +183,7 @@ def test_impute_keeps_invalid_rows_and_a_slice_bounds_all(store) -> None:
     assert np.flatnonzero(usable_rows(store, slice(0, 30), impute=True)).tolist() == [r for r in range(30) if r != 7]
 
 
-@pytest.mark.parametrize("array", ["theta", "x", "y"])
+@pytest.mark.parametrize("array", ["theta", "x", "y", "context/sd"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_flipped_byte_anywhere_names_array_and_shard(tmp_path: Path, array: str, seed: int) -> None:
     store = make_store(tmp_path / "store.zarr")
