@@ -95,6 +95,7 @@ def trained(path: Path, loader: str, budget: int, rows: slice, steps: int) -> di
             rows=rows,
             hardware=Hardware(accelerator="cpu", devices=1, threads=1, memory=budget),
         )
+    TrainingModule.training_step = step  # type: ignore[method-assign]
     return {
         "steps/s": len(taken) / sum(taken),
         "epochs": seen - len(taken),
