@@ -277,8 +277,8 @@ class StreamedBatches(IterableDataset[Batch]):
 def usable_rows(store: SimulationStore, rows: slice = slice(None), *, impute: bool = False) -> np.ndarray:
     """Which rows of a store to learn from: those within ``rows`` that are ok; with ``impute`` those with NaN in x too.
 
-    Dropping the others is right for a posterior estimator and only there: whether a row is valid depends on x alone,
-    so p(theta | x) of a valid x is not changed by it.
+    Dropping the others is right for a posterior estimator where x decides what is valid: p(theta | x) of a valid x is
+    not changed by it. See `estimators.validity` for where it is not right.
 
     Raises:
         CorruptStoreError: A shard is marked done but a file of it is missing; names the shard.
