@@ -209,8 +209,10 @@ def as_batch(theta: np.ndarray, x: Arrays) -> Batch:
     return Batch(torch.from_numpy(np.ascontiguousarray(theta, dtype=np.float64)), tensors)
 
 
-def valid_rows(store: SimulationStore, rows: slice, *, impute: bool = False) -> tuple[np.ndarray, Arrays]:
+def valid_rows(store: SimulationStore, rows: slice | np.ndarray, *, impute: bool = False) -> tuple[np.ndarray, Arrays]:
     """theta, and x with context, of `usable_rows`, in memory."""
-    theta, x = store.read_array("theta", rows), store.read_conditions(rows)
-    keep = usable_rows(store, rows, impute=impute)[rows]
-    return theta[keep], {name: values[keep] for name, values in x.items()}
+    keep = usable_rows(store, rows, impute=impute)
+    index = np.flatnonzero(keep)
+    part = slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0)
+    theta, x = store.read_array("theta", part), store.read_conditions(part)
+    return theta[keep[part]], {name: values[keep[part]] for name, values in x.items()}

@@ -21,6 +21,7 @@ from .batch import Batch
 from .errors import CorruptStoreError, ShapeError, StoreError
 from .records import INVALID, OK, PENDING
 from .shards import ChunkReader
+from .splits import last_rows
 from .store import SimulationStore, damaged
 
 BUFFER_BYTES = 64 * 2**20
@@ -274,8 +275,8 @@ class StreamedBatches(IterableDataset[Batch]):
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch, *key)))
 
 
-def usable_rows(store: SimulationStore, rows: slice = slice(None), *, impute: bool = False) -> np.ndarray:
-    """Which rows of a store to learn from: those within ``rows`` that are ok; with ``impute`` those with NaN in x too.
+def usable_rows(store: SimulationStore, rows: slice | np.ndarray = slice(None), *, impute: bool = False) -> np.ndarray:
+    """Which rows of a store to learn from: those of ``rows`` that are ok; with ``impute`` those with NaN in x too.
 
     Dropping the others is right for a posterior estimator where x decides what is valid: p(theta | x) of a valid x is
     not changed by it. See `estimators.validity` for where it is not right.
@@ -307,20 +308,13 @@ def hold_out(keep: np.ndarray, fraction: float, group: np.ndarray | None = None)
     """
     index = np.flatnonzero(keep)
     held = max(1, round(fraction * len(index)))
-    last = index[-held:] if group is None else index[_last_groups(group[index], held)]
+    last = index[last_rows(len(index), held, None if group is None else group[index])]
     validate = np.zeros_like(keep)
     validate[last] = True
     if len(last) >= len(index):
         what = "rows" if group is None else "groups"
         raise ShapeError(f"`theta` must have at least 2 {what} to train and validate with; got {len(index)} rows")
     return keep & ~validate, validate
-
-
-def _last_groups(group: np.ndarray, held: int) -> np.ndarray:
-    names, first, counts = np.unique(group[::-1], return_index=True, return_counts=True)
-    order = np.argsort(first)
-    needed = int(np.searchsorted(np.cumsum(counts[order]), held)) + 1
-    return np.isin(group, names[order[:needed]])
 
 
 def _size(pieces: list[Piece]) -> int:

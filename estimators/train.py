@@ -16,6 +16,7 @@ from ..data.errors import ConfigError, ShapeError
 from ..data.files import write_json
 from ..data.loaders import Rows, as_batch
 from ..data.memory import default_budget
+from ..data.splits import last_rows
 from ..data.store import SimulationStore
 from ..data.streaming import StoredRows, hold_out, usable_rows
 from ..data.variables import Arrays, Variable, Variables, check_finite
@@ -32,10 +33,11 @@ def train(
     x: ArrayLike | Mapping[str, ArrayLike] | None = None,
     prior: Prior | None = None,
     *,
+    groups: ArrayLike | None = None,
     estimator: EstimatorSettings | None = None,
     training: TrainingSettings | None = None,
     observables: Variables | None = None,
-    rows: slice = slice(None),
+    rows: slice | np.ndarray = slice(None),
     seed: int = 0,
     folder: str | Path | None = None,
     hardware: Hardware | None = None,
@@ -50,10 +52,12 @@ def train(
         x: What was simulated, row by row: one array ``(rows, *shape)``, called ``x``, or a mapping of several. None
             with a store.
         prior: The prior theta was drawn from; a store knows it.
+        groups: Numbers, one per row of arrays; rows of one group are not divided between training and validation. A store
+            knows its own.
         estimator: Method, flow, embedding; NPE with a neural spline flow when None.
         training: Optimisation.
         observables: Names, units and support of x; taken from the arrays, or the store, when None.
-        rows: Which rows of a store.
+        rows: Which rows of a store, a slice or one truth value each.
         seed: Of initial weights and of the order of rows.
         folder: Keeps checkpoints; training continues from what is there, with the loader it began with.
         hardware: Where to train.
@@ -80,7 +84,7 @@ def train(
         if prior is None or x is None:
             raise ShapeError("`x` and `prior` must be given with theta as an array; only a store knows them")
         named = _named(x)
-        learn, validate = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training)
+        learn, validate = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training, groups)
         observables = observables or _observables(named)
     network = build_estimator(prior, observables, estimator, seed)
     history = train_estimator(
@@ -99,30 +103,50 @@ def train(
     return Model(network, prior, facts)
 
 
-def split(rows: Batch, validation: float) -> tuple[Batch, Batch]:
+def split(rows: Batch, validation: float, groups: np.ndarray | None = None) -> tuple[Batch, Batch]:
     """The first rows to learn from, the last to validate with; simulations are independent, so any split is random.
 
+    Groups are not: of them whole ones are held out, and the fraction is exceeded by less than one group.
+
     Raises:
-        ShapeError: Too few rows for both.
+        ShapeError: Too few rows, or groups, for both.
     """
-    held = max(1, round(validation * rows.rows))
-    if rows.rows - held < 1:
-        raise ShapeError(f"`theta` must have at least 2 rows to train and validate with; got {rows.rows}")
-    return rows.select(slice(0, -held)), rows.select(slice(-held, None))
+    count = max(1, round(validation * rows.rows))
+    held = last_rows(rows.rows, count, groups)
+    if held.all():
+        what = "rows" if groups is None else "groups"
+        raise ShapeError(f"`theta` must have at least 2 {what} to train and validate with; got {rows.rows} rows")
+    if groups is None:  # slices, which copy nothing
+        return rows.select(slice(0, -count)), rows.select(slice(-count, None))
+    learn, validate = (torch.from_numpy(np.flatnonzero(mask)) for mask in (~held, held))
+    return rows.select(learn), rows.select(validate)
+
+
+def _groups(groups: ArrayLike, rows: int) -> np.ndarray:
+    array = np.asarray(groups)
+    if array.shape != (rows,):
+        raise ShapeError(f"`groups` must have one number per row of theta ({rows}); got shape {array.shape}")
+    return array
 
 
 def _arrays(
-    theta: np.ndarray, x: Arrays, prior: Prior, estimator: EstimatorSettings, training: TrainingSettings
+    theta: np.ndarray,
+    x: Arrays,
+    prior: Prior,
+    estimator: EstimatorSettings,
+    training: TrainingSettings,
+    groups: ArrayLike | None,
 ) -> tuple[Batch, Batch]:
     if training.loader == "stream":
         raise ConfigError("`loader` must be auto, device or memory for arrays: `stream` needs a simulation store")
     _check(theta, x, prior, impute=estimator.impute)
-    return split(as_batch(theta, x), training.validation)
+    named = None if groups is None else _groups(groups, len(theta))
+    return split(as_batch(theta, x), training.validation, named)
 
 
 def _stored(
     store: SimulationStore,
-    rows: slice,
+    rows: slice | np.ndarray,
     prior: Prior,
     estimator: EstimatorSettings,
     training: TrainingSettings,
