@@ -200,6 +200,18 @@ class Prior:
             order=self.names,
         )
 
+    @property
+    def units(self) -> dict[str, str]:
+        """Units by name, of parameters that have some."""
+        return {name: text for name, text in self._units.items() if text}
+
+    def with_units(self, units: Mapping[str, str]) -> Prior:
+        """The same prior, with units for parameters that have none."""
+        described = self.to_json()
+        for name, text in units.items():
+            described[name]["units"] = described[name]["units"] or text
+        return Prior.from_json(described)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.to_json(),)
 

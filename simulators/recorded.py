@@ -15,7 +15,9 @@ from .prior import Prior
 
 
 @dataclass(frozen=True, slots=True)
-class _RecordedContext:
+class RecordedContext:
+    """The known nuisance of rows that are there already."""
+
     variables: Variables
 
     def draw(self, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -34,7 +36,7 @@ class Recorded:
         self.prior = Prior.from_json(store.attributes["campaign"]["prior"])
         self.observables = store.observables
         if len(store.schema.context):
-            self.context = _RecordedContext(store.schema.context)
+            self.context = RecordedContext(store.schema.context)
         self.observations = dict(observations or {})
         self._name = store.attributes["campaign"]["simulator"]["class"]
 
