@@ -217,14 +217,15 @@ def retry(
         The store; `SimulationStore.counts` says what is left.
 
     Raises:
-        StoreError: The store was filled by another simulator, was imported or merged, or is being filled.
+        StoreError: The store was filled by another simulator, or is being filled.
+        UnsupportedError: It was imported or merged.
     """
     store = SimulationStore.open(path)
-    campaign = store.attributes["campaign"]
+    campaign, seed = store.attributes["campaign"], _own_seed(store)
     if campaign.get("simulator", {}).get("class") != describe(simulator)["class"]:
         theirs = campaign.get("simulator", {}).get("class", "no simulator")
         raise StoreError(f"the store {path} was filled by {theirs}, not by {describe(simulator)['class']}")
-    seed, protection = _own_seed(store), protection or Protection()
+    protection = protection or Protection()
     with filling(store, alone=True):
         attempt = int(store.attributes.get("attempts", 1 + protection.retries))
         store.annotate({"attempts": attempt + 1 + protection.retries})
@@ -342,6 +343,11 @@ def _create(
 def _open(own: dict[str, Any], rows: int, path: Path) -> SimulationStore:
     store = SimulationStore.open(path)
     theirs = store.attributes.get("campaign", {})
+    if not isinstance(theirs.get("seed"), int):
+        how = "merged" if "sources" in theirs else "imported"
+        raise StoreError(
+            f"the store {path} was {how}, and only a campaign of its own can go on: give another path, and merge the two"
+        )
     differing = [key for key in {**own, **theirs} if theirs.get(key) != own.get(key)]
     if differing:
         raise StoreError(
