@@ -115,6 +115,45 @@ def retry(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption
     retry_failed(job, folder, Reporter(Console()))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="A YAML file with `simulator: {import: …}`, or a file simfer exported."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new store, ending in .zarr.")],
+    sets: SetOption = None,
+) -> None:
+    """Make a store of simulations in HDF5, NetCDF, npz, CSV or Parquet."""
+    from .exchange import import_store
+
+    import_store(source, out, sets or [])
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="STORE|RUN", help="A store of simulations, or a run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, ending in .h5, .hdf5 or .nc.")],
+    what: Annotated[str, typer.Option("--what", metavar="simulations|posterior", help="Of a run.")] = "simulations",
+) -> None:
+    """Write simulations, or the posterior's draws, to HDF5 or NetCDF."""
+    from .exchange import export_file
+
+    export_file(source, out, what)
+
+
+@app.command()
+def merge(
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE|RUN...", help="Two or more; the last is the new store.")
+    ],
+) -> None:
+    """Merge campaigns of the same model into a new store: `simfer merge A B OUT`."""
+    from .exchange import merge_stores
+
+    merge_stores(stores[:-1], stores[-1])
+
+
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(metavar="simulators|estimators|checks|recipes")]) -> None:
     """List what can be named in a configuration."""

@@ -16,7 +16,10 @@ from pydantic import (
     model_validator,
 )
 
+from ..data.errors import ConfigError
 from ..estimators.settings import DensitySettings, EstimatorSettings, Settings, TrainingSettings
+
+IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "variables")
 
 
 class SupportConfig(Settings):
@@ -52,7 +55,7 @@ class ProgramConfig(Settings):
         format: Of the output, where its suffix does not say.
         datasets: Observable → name in the output, where that is another.
         batch: One call for many rows: the parameters come in the file ``{theta}``, their number as ``{rows}``.
-        theta: Name of that file, ``.npy`` or ``.csv``.
+        theta: Name of that file, ``.npy`` or ``.csv``; ``theta.npy`` when not given.
         environment: Variables to set.
         timeout: Seconds for one call.
         retries: How often a row that failed is tried again, with a new seed.
@@ -69,7 +72,7 @@ class ProgramConfig(Settings):
     format: Literal["npy", "npz", "csv", "json", "hdf5", "netcdf"] | None = None
     datasets: dict[str, str] = Field(default_factory=dict)
     batch: bool = False
-    theta: str = "theta.npy"
+    theta: str | tuple[str, ...] | dict[str, str] | None = None
     environment: dict[str, str] = Field(default_factory=dict)
     timeout: PositiveFloat | None = None
     retries: NonNegativeInt = 0
@@ -82,32 +85,61 @@ class ProgramConfig(Settings):
         """The arguments of `Program`, but for the prior."""
         found = {name: getattr(self, name) for name in ProgramConfig.model_fields}
         observables = {name: item.model_dump(mode="json") for name, item in self.observables.items()}
-        return {**found, "observables": observables or None}
+        return {**found, "theta": self.theta or "theta.npy", "observables": observables or None}
 
 
 class SimulatorConfig(ProgramConfig):
-    """The forward model: `name` and `arguments`, or `command` and what belongs to an external program.
+    """The forward model: `name` and `arguments`; or `command` and what belongs to an external program; or `import`,
+    simulations that are there already.
 
     Attributes:
         name: A registered simulator, ``module:Class`` or ``file.py:Class``; also ``file.py:object``.
         arguments: Of its constructor.
+        import_: In YAML ``import``: a file that holds simulations (HDF5, NetCDF, npz, CSV, Parquet, a simfer store), or
+            several whose rows follow one another. The keys below say what is called how in it; a store, and a file that
+            simfer exported, need none.
+        theta: With ``import``: a 2-d array with a column per parameter in the prior's order, a list of columns in that
+            order, or ``{parameter: column}``.
+        x: ``{observable: array or list of columns}``, or names that stay.
+        context: The same for known nuisance.
+        group: Whole numbers; rows with the same are never split.
+        u: Base random numbers.
+        status: 1 ok, 2 invalid, 3 failed, 4 timeout; or whether a row is usable.
+        reason: Why a row is not usable.
+        variables: ``{name: {units, label, dims, low, high, integer}}`` in place of what the file says.
     """
 
     name: str = ""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    import_: str | tuple[str, ...] = Field(default="", alias="import")
+    x: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
+    context: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
+    group: str | None = None
+    u: str | None = None
+    status: str | None = None
+    reason: str | None = None
+    variables: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @property
+    def imported(self) -> tuple[str, ...]:
+        """The files to be imported."""
+        return (self.import_,) if isinstance(self.import_, str) else self.import_
 
     @property
     def title(self) -> str:
         """What messages call it."""
+        if self.import_:
+            return "what is imported"
         return self.name or (self.command if isinstance(self.command, str) else " ".join(self.command))
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Of two dozen keys, those that were given."""
         kept = {
-            name
+            key
             for name, field in type(self).model_fields.items()
             if getattr(self, name) != field.get_default(call_default_factory=True)
+            for key in (name, field.alias)
         }
         return {name: value for name, value in dump(self).items() if name in kept}
 
@@ -116,7 +148,8 @@ class SimulateConfig(Settings):
     """The training set.
 
     Attributes:
-        rows: How many simulations, those held out for validation and diagnosis included.
+        rows: How many simulations, those held out for validation and diagnosis included; of imported ones only the first
+            so many, or all when not given.
         on_invalid: Rows that raise or are not finite: ``mask`` leaves them out, ``fail`` stops, ``impute`` keeps those
             that are not finite, with the mean in place of what is missing.
         timeout: Seconds a row may take; then it is given up, its process with it. Simulates in child processes.
@@ -215,7 +248,8 @@ class Config(Settings):
         seed: Root of all randomness.
         simulator: The forward model; a bare string is its name.
         prior: Parameter → distribution, overriding the simulator's: ``{dist: Uniform, low: 0, high: 1}``; several
-            parameters, as in ``a, b``, → a joint one. See docs/priors.md.
+            parameters, as in ``a, b``, → a joint one. See docs/priors.md. Of
+            imported simulations the whole prior, the one that theta was drawn from.
         context: Known nuisance → its value for the observation, or a distribution to draw it from for the simulations,
             overriding the simulator's, with the observation's value as ``observed``.
         observation: Shipped data by name, a file, or ``{values: {observable: numbers}}``; none, and nothing is inferred.
@@ -250,11 +284,17 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _enough_rows(self) -> Config:
+        counted = "rows" in self.simulate.model_fields_set or not self.simulator.import_
+        if counted:
+            self.require_enough_rows()
+        return self
+
+    def require_enough_rows(self) -> None:
+        """Raise ConfigError where no rows are left to train on."""
         if self.simulate.rows < self.pairs + 2:
-            raise ValueError(
+            raise ConfigError(
                 f"`simulate.rows` ({self.simulate.rows}) must exceed the {self.pairs} pairs held out by `diagnose.pairs` by 2 at least"
             )
-        return self
 
     @property
     def pairs(self) -> int:

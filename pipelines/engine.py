@@ -167,12 +167,14 @@ def _logged(folder: RunFolder, stage: str) -> Iterator[None]:
 
 
 def _provenance(job: Job, steps: list[Step]) -> dict[str, Any]:
+    made_from = STAGES["simulate"].inputs(job)
     packages = ("simfer", "torch", "lightning", "zuko", "zarr", "xarray", "numpy", "scipy")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "accelerator": _accelerator()},
         "seed": job.config.seed,
-        "simulator": STAGES["simulate"].inputs(job)["simulator"],
+        "simulator": made_from["simulator"],
+        "imported": made_from.get("source"),
         "fingerprints": {step.stage.name: step.key for step in steps},
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

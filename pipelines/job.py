@@ -16,10 +16,12 @@ from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
 from ..simulators.entries import absolute
+from ..simulators.imported import Imported
 from ..simulators.prior import Prior
 from .config import CheckConfig, Config
 from .context import read_context
 from .forward import absolute_simulator, find_simulator
+from .imports import with_rows
 from .problems import Problems
 from .yaml_file import Source, validate
 
@@ -81,12 +83,15 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     found, reference = Problems(source, problems), None
     if simulator is None:
         simulator, reference = find_simulator(config, source.folder, found)
+    if isinstance(simulator, Imported):
+        with found.at("simulate", "rows"):
+            config = with_rows(config, simulator.rows)
     with found.at("train", "method"):
         _require_estimator(config.train.method)
     checks = tuple(c for i, item in enumerate(config.diagnose.checks) if (c := _check(item, i, found)))
     if simulator is None:
         raise ConfigError(found.in_order())
-    prior = _prior(simulator, config, source.folder, found)
+    prior = simulator.prior if isinstance(simulator, Imported) else _prior(simulator, config, source.folder, found)
     with found.at("train", "transforms"):
         Preprocess(_conditions(simulator), config.train.transforms)
     with found.at("infer", "refine"):

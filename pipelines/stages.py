@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.errors import SimulatorError
+from ..data.files import remove
 from ..data.store import SimulationStore
 from ..data.variables import Arrays
 from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
+from ..simulators.imported import Imported
 from .config import Config
 from .folder import RunFolder
 from .job import Job
@@ -49,6 +51,8 @@ class Stage:
 
 
 def _simulate_inputs(job: Job) -> dict[str, Any]:
+    if isinstance(job.simulator, Imported):
+        return {**job.simulator.campaign(), "rows": job.config.simulate.rows}
     own = identity(job.simulator, job.prior, job.config.seed, job.context)
     return {**own, "rows": job.config.simulate.rows, "block": job.config.simulate.block}
 
@@ -62,6 +66,8 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from .executors import make_executor
 
     config = job.config
+    if isinstance(job.simulator, Imported):
+        return _import(job.simulator, config, folder, reporter)
     with reporter.bar("simulate", config.simulate.rows, "rows") as meter:
         advance = _first_is_skipped(meter.skip, meter)
         store = simulate(
@@ -78,6 +84,20 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
             reference=job.reference,
             progress=advance,
         )
+    return _counted(store)
+
+
+def _import(simulator: Imported, config: Config, folder: RunFolder, reporter: Reporter) -> Numbers:
+    """Copying is all or nothing: a store of so many rows is whole, unless damaged shards of it were given up."""
+    path, rows = folder / "simulations.zarr", config.simulate.rows
+    if path.exists() and (store := SimulationStore.open(path)).rows == rows and not store.pending_shards():
+        return _counted(store)
+    remove(path)
+    with reporter.bar("import", rows, "rows") as meter:
+        return _counted(simulator.write(path, rows, meter))
+
+
+def _counted(store: SimulationStore) -> Numbers:
     return {"rows": store.rows, **{f"rows_{name}": n for name, n in store.counts().items()}}
 
 
@@ -107,6 +127,7 @@ def _train_inputs(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from ..data.splits import held_out
     from ..estimators.train import train
     from ..estimators.training import Hardware
 
@@ -117,7 +138,7 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         model = train(
             store,
             prior=job.prior,
-            rows=slice(0, store.rows - config.pairs),
+            rows=~held_out(store, config.pairs),
             estimator=config.train.estimator(impute=config.simulate.on_invalid == "impute"),
             training=config.train.training(),
             observables=job.conditions,
@@ -165,6 +186,7 @@ def _diagnose_inputs(job: Job) -> dict[str, Any]:
 
 def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.loaders import valid_rows
+    from ..data.splits import held_out
     from ..diagnostics.calibration import CalibrationSet
     from ..estimators.model import load_model
 
@@ -172,9 +194,8 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     if not job.checks:
         return {}
     store = SimulationStore.open(folder / "simulations.zarr")
-    theta, x = valid_rows(
-        store, slice(store.rows - config.pairs, store.rows), impute=config.simulate.on_invalid == "impute"
-    )
+    impute = config.simulate.on_invalid == "impute"
+    theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     model = load_model(folder / "model")
     calibration = CalibrationSet.draw(model.posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
     calibration.save(folder / "calibration.zarr")
@@ -220,7 +241,9 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
         numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
-    if config.infer.predictive:
+    if config.infer.predictive and isinstance(job.simulator, Imported):
+        reporter.say("predictive: no check, because imported simulations come without a simulator to replicate data by")
+    elif config.infer.predictive:
         replicates = replicate(
             job.simulator, theta[: config.infer.predictive], config.seed, job.observed_context, job.protection
         )

@@ -18,6 +18,7 @@ from ..data.store import SimulationStore
 from ..simulators.base import Simulator, simulate_checked
 from ..simulators.campaign import Reference
 from ..simulators.entries import arguments_text
+from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from .engine import Step, plan
 from .folder import RunFolder
@@ -173,6 +174,9 @@ def _sizes(job: Job) -> dict[str, str]:
 def _guesses(job: Job) -> dict[str, str]:
     """Seconds of the long stages, from a few rows and a few steps."""
     config = job.config
+    if isinstance(job.simulator, Imported):
+        some = job.simulator.peek(100)
+        return {"train": "at most " + _duration(_training_guess(job, some.theta, some.x | some.context))}
     rng = np.random.default_rng(0)
     rows = min(100, config.simulate.rows)
     try:

@@ -113,7 +113,7 @@ def dump(config: Config, path: Path) -> str:
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = None
-    yaml.dump(config.model_dump(mode="json"), stream)
+    yaml.dump(config.model_dump(mode="json", by_alias=True), stream)
     return f"# {path.name}: complete and re-runnable, written by simfer\n{stream.getvalue()}"
 
 
@@ -209,7 +209,7 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
             continue
         candidates = [field.annotation, *get_args(field.annotation)]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _drop(values: Any, location: tuple[Any, ...]) -> None:
