@@ -13,7 +13,7 @@ from .errors import NotFiniteError, ShapeError
 
 Arrays = dict[str, np.ndarray]
 
-RESERVED = frozenset({"theta", "status", "runtime", "parameter", "simulation", "context", "u", "group"})
+RESERVED = frozenset({"theta", "status", "runtime", "reason", "parameter", "simulation", "context", "u", "group"})
 
 
 @dataclass(frozen=True, slots=True)
