@@ -13,6 +13,7 @@ from .errors import StoreError
 from .variables import Variables
 
 _CHUNK_BYTES = 4 * 2**20
+_SHARD_BYTES = 64 * 2**20
 _BLOCK_ROWS = (1000, 10_000)
 _SHARDS = 16
 
@@ -52,11 +53,11 @@ class Layout:
 
     @classmethod
     def choose(cls, rows: int, observables: Variables, *, block: int | None = None, multiple: int = 1) -> Layout:
-        """Blocks of at most 4 MiB and 10,000 rows, in about 16 shards; small campaigns have some blocks per shard too.
+        """Blocks of at most 4 MiB and 10,000 rows, in shards of at most 64 MiB, 16 of them or more.
 
         Chunks of 4 MiB are read three times as fast as ones of 0.4 MiB (``tests/benchmarks/chunk_size.py``). Campaigns of less than 640,000
-        rows have smaller ones, of 1,000 rows or a 64th of all, because a block is one call of the simulator and what
-        is dealt to workers.
+        rows have smaller ones, of 1,000 rows or a 64th of all, because a block is one call of the simulator. A shard
+        is dealt to a worker, held in memory and lost by a kill, hence its bound.
 
         Args:
             rows: All rows.
@@ -71,8 +72,8 @@ class Layout:
         several = min(max(least, rows // (4 * _SHARDS)), most, -(-rows // (2 * _SHARDS)))
         chosen = block or max(1, min(several, _CHUNK_BYTES // row_bytes))
         chosen = -(-chosen // multiple) * multiple
-        blocks = -(-rows // chosen)
-        return cls(rows, chosen, chosen * max(1, blocks // _SHARDS), (rows,))
+        blocks = min(-(-rows // chosen) // _SHARDS, _SHARD_BYTES // (chosen * row_bytes))
+        return cls(rows, chosen, chosen * max(1, blocks), (rows,))
 
     @property
     def shards(self) -> int:

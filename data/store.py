@@ -208,7 +208,7 @@ class SimulationStore:
     def damages(self) -> Iterator[Damage]:
         """Read every byte that is marked done, and name what cannot be read."""
         for shard in range(self.layout.shards):
-            found = [d for name in self._row_arrays() if (d := self._damage(shard, name))]
+            found = [d for name in (*self._row_arrays(), *self._optional()) if (d := self._damage(shard, name))]
             yield from found
             if any(d.array == "status" for d in found):
                 continue
@@ -271,6 +271,10 @@ class SimulationStore:
         import xarray as xr
 
         return xr.open_zarr(self.path)
+
+    def _optional(self) -> tuple[str, ...]:
+        """Arrays with files only where there is something to say."""
+        return ("reason",) if "reason" in self._group else ()
 
     def _row_arrays(self) -> tuple[str, ...]:
         return tuple(name for name, _, _ in self.schema.arrays())

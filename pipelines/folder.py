@@ -19,6 +19,8 @@ from typing import Any
 from ..data.errors import RunFolderError
 from ..data.files import fingerprint, remove, write_json
 
+STORE = "simulations.zarr"
+
 
 @dataclass(frozen=True, slots=True)
 class Marker:
@@ -76,6 +78,7 @@ class RunFolder:
         write_json(
             self._marker(stage, "started"), {"fingerprint": key, "inputs": inputs, "numbers": {}, "seconds": 0.0}
         )
+        self._marker(stage, "done").unlink(missing_ok=True)  # what it says is no longer so
 
     def finish(self, stage: str, key: str, inputs: dict[str, Any], numbers: dict[str, Any], seconds: float) -> None:
         done = {"fingerprint": key, "inputs": inputs, "numbers": numbers, "seconds": seconds}
@@ -102,6 +105,15 @@ class RunFolder:
     def has_aside(self, stage: str, key: str) -> bool:
         """Whether these very inputs were set aside once."""
         return self._aside(stage, key).is_dir()
+
+    def retire(self, stage: str, outputs: tuple[str, ...], why: str) -> None:
+        """Set a stage aside, with all that was set aside of it before, under names that nothing brings back."""
+        marker = self.done(stage) or self.started(stage)
+        if marker:
+            self.set_aside(stage, outputs, marker.fingerprint)
+        for aside in (self.path / "superseded").glob(f"{stage}-*"):
+            if "-before-" not in aside.name:
+                aside.rename(aside.with_name(f"{stage}-{why}-{aside.name.removeprefix(f'{stage}-')}"))
 
     def _move(self, stage: str, outputs: tuple[str, ...], source: Path, target: Path) -> Path:
         (target / ".stages").mkdir(parents=True, exist_ok=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
+from ..data.errors import StoreError
 from ..data.records import FAILED, TIMEOUT
 from ..data.store import SimulationStore
 from ..simulators.campaign import retry, verify
+from ..simulators.trail import filling
 from .executors import make_executor
-from .folder import RunFolder
+from .folder import STORE, RunFolder, key_of
 from .job import Job
 from .progress import Reporter
 from .stages import STAGES
-
-STORE = "simulations.zarr"
 
 
 def store_of(path: Path) -> SimulationStore:
@@ -25,16 +26,13 @@ def verify_or_repair(path: Path, *, repair: bool, reporter: Reporter) -> None:
     """Verify a store, or that of a run; with ``repair`` give damaged shards up, to be simulated anew.
 
     Raises:
-        CorruptStoreError: Something is damaged, and is not to be or cannot be repaired.
+        CorruptStoreError: Something is damaged, and is not to be repaired.
+        StoreError: It cannot be repaired: it was merged or imported, or is being filled.
     """
     store = store_of(path)
     damaged = sorted({damage.shard for damage in store.damages()}) if repair else []
-    for shard in damaged:
-        store.discard(shard)
-        reporter.say(f"shard {shard} was damaged and is pending again")
-    if damaged and store.path != path:
-        _reopen(RunFolder(path))
-        reporter.say(f"run `simfer run {path / 'config.yaml'} --workdir {path}` to simulate it anew")
+    if damaged:
+        _repair(store, damaged, RunFolder(path) if store.path != path else None, reporter)
     verify(store)
     counts = ", ".join(f"{n:,} {name}" for name, n in store.counts().items() if n)
     reporter.say(f"{store.path}: every byte that is marked done is whole ({counts})")
@@ -44,41 +42,59 @@ def retry_failed(job: Job, folder: RunFolder, reporter: Reporter) -> None:
     """Try failed and timed-out rows of a run once more; what was made of the store before is set aside.
 
     Raises:
-        CorruptStoreError: The store is damaged.
+        StoreError: The store belongs to another configuration.
+        CorruptStoreError: It is damaged.
+        MissingFileError: There is no store.
     """
-    config = job.config
+    store = SimulationStore.open(folder / STORE)
     with folder.in_use():
-        store = SimulationStore.open(folder / STORE)
         before = store.counts()
+        failed = before["failed"] + before["timeout"]
+        if not failed:
+            reporter.say("retry: no row failed")
+            return
+        _outdate(
+            job, folder, int(store.attributes.get("attempts", 1)), reporter
+        )  # first: a kill must not leave it current
         shards = store.shards_with((FAILED, TIMEOUT))
         with reporter.bar("retry", sum(map(store.layout.shard_length, shards)), "rows") as meter:
             retry(
                 job.simulator,
                 store.path,
+                prior=job.prior,
                 context=job.context,
-                executor=make_executor(config.local),
+                executor=make_executor(job.config.local),
                 protection=job.protection,
                 reference=job.reference,
                 progress=meter,
             )
-        after = store.counts()
-        reporter.say(f"retry: {after['ok'] - before['ok']:,} of {before['failed'] + before['timeout']:,} rows mended")
-        if after != before:
-            _outdate(folder, int(SimulationStore.open(store.path).attributes["attempts"]), reporter)
+        reporter.say(f"retry: {store.counts()['ok'] - before['ok']:,} of {failed:,} rows mended")
 
 
-def _reopen(folder: RunFolder) -> None:
-    """Let the simulate stage go on."""
-    done = folder.done("simulate")
-    if done:
-        folder.clear("simulate", ())
-        folder.begin("simulate", done.fingerprint, done.inputs)
+def _repair(store: SimulationStore, damaged: list[int], run: RunFolder | None, reporter: Reporter) -> None:
+    own = isinstance(store.attributes["campaign"].get("seed"), int)
+    if not own:
+        listed = ", ".join(map(str, damaged))
+        raise StoreError(
+            f"shards {listed} of {store.path} are damaged and cannot be simulated anew, because it was merged or imported: "
+            "remove it and make it again from what it was made of"
+        )
+    with run.in_use() if run else nullcontext(), filling(store, alone=True):
+        if run and (done := run.done("simulate")):
+            run.begin("simulate", done.fingerprint, done.inputs)
+        for shard in damaged:
+            store.discard(shard)
+            reporter.say(f"shard {shard} was damaged and is pending again")
+    if run:
+        reporter.say(f"run `simfer run {run / 'config.yaml'} --workdir {run.path}` to simulate it anew")
 
 
-def _outdate(folder: RunFolder, attempts: int, reporter: Reporter) -> None:
-    """Set aside what was made from the store as it was."""
+def _outdate(job: Job, folder: RunFolder, attempt: int, reporter: Reporter) -> None:
+    """Set aside what was made from the store as it was, and what was set aside before but would come back."""
+    inputs = STAGES["simulate"].inputs(job)
+    folder.begin("simulate", key_of(inputs, []), inputs)  # to be counted anew
     for name, stage in STAGES.items():
-        if name != "simulate" and (folder.done(name) or folder.started(name)):
-            aside = folder.set_aside(name, stage.outputs, f"retry{attempts}")
-            reporter.say(f"{name}: was made without the mended rows; set aside in {aside}")
-    _reopen(folder)  # its numbers are counted anew
+        if name != "simulate":
+            if folder.done(name):
+                reporter.say(f"{name}: was made without the rows to be mended; set aside in {folder / 'superseded'}")
+            folder.retire(name, stage.outputs, f"before-retry{attempt}")

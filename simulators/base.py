@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import math
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +25,8 @@ class Simulator(Protocol):
         observables: Names, shapes, dtypes, units and support of what it returns.
 
     A simulator may have, besides: ``observations``, a mapping from a name to shipped data in the form of one row of
-    ``x``; ``version``, a string; whatever arguments it was made with as plain attributes; and what the protocols
+    ``x``; ``version``, a string; ``operational``, names of arguments that
+    cannot change x, such as a time limit; ``per_row``, that it takes one row at a time; ``retries``; whatever arguments it was made with as plain attributes; and what the protocols
     `HasLikelihood`, `HasContext`, `HasBaseNumbers` and `HasGroups` describe.
     """
 
@@ -121,8 +124,11 @@ def simulate_checked(
 ) -> Arrays:
     """Simulate, from base random numbers if given, and hold the simulator to its contract.
 
+    Returns:
+        Arrays of their own, in the dtypes of the observables; one of whole numbers stays float where it is not finite.
+
     Raises:
-        ContractError: Wrong names, number of rows, shapes or dtypes.
+        ContractError: Wrong names, number of rows, shapes or dtypes; fractions, or what is too large, for whole numbers.
     """
     if u is not None and isinstance(simulator, HasBaseNumbers):
         x = simulator.simulate_from_u(theta, u, context) if context else simulator.simulate_from_u(theta, u)
@@ -151,23 +157,52 @@ def _checked(simulator: str, name: str, shape: tuple[int, ...], dtype: str, valu
             f"`{simulator}.simulate` must return `{name}` of shape {shape[1:]} per row, as its observables say; "
             f"got {array.shape[1:]}"
         )
-    return array.astype(dtype, copy=False)
+    return _cast(simulator, name, array, np.dtype(dtype))
+
+
+def _cast(simulator: str, name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    if dtype.kind not in "iu":
+        return array.astype(dtype)
+    finite = np.isfinite(array)
+    whole, limits = array[finite], np.iinfo(dtype)
+    if (whole != np.rint(whole)).any() or (whole < limits.min).any() or (whole > limits.max).any():
+        raise ContractError(
+            f"`{simulator}.simulate` must return whole numbers of {dtype} as `{name}`, as its observables say"
+        )
+    return array.astype(dtype if finite.all() else np.float64)
 
 
 def describe(simulator: Any) -> dict[str, Any]:
     """What tells one simulator, or one context, from another: class, version, arguments and a hash of its source."""
     kind = type(simulator)
+    left_out = getattr(simulator, "operational", ())
     arguments = {
-        key: value
+        key: _plain(value)
         for key, value in sorted(vars(simulator).items())
-        if not key.startswith("_") and isinstance(value, bool | int | float | str | list | tuple)
+        if not key.startswith("_") and key not in left_out and isinstance(value, _PLAIN)
     }
     return {
         "class": f"{kind.__module__}:{kind.__qualname__}",
         "version": str(getattr(simulator, "version", "")),
-        "arguments": {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
+        "arguments": arguments,
         "source": _source_hash(kind),
     }
+
+
+_PLAIN = (bool, int, float, str, Path, np.generic, np.ndarray, list, tuple, dict)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; an array by its hash."""
+    if isinstance(value, np.ndarray):
+        return {"shape": list(value.shape), "sha256": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    finite = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if finite else str(value)
 
 
 def _source_hash(kind: type) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..data.layout import Block
-from ..data.records import FAILED, INVALID, OK, PENDING, TIMEOUT, Records, no_reasons
+from ..data.records import FAILED, INVALID, OK, TIMEOUT, Records, no_reasons
 from ..data.variables import Arrays
 from .base import ContextPrior, HasBaseNumbers, HasGroups, Simulator, simulate_checked
 from .guard import Outcome, attempt, guarded
@@ -51,6 +52,13 @@ class Draw:
     u: np.ndarray | None
     group: np.ndarray | None
 
+    def select(self, row: int) -> Draw:
+        """One row."""
+        one = slice(row, row + 1)
+        context = {name: values[one] for name, values in self.context.items()}
+        parts = (None if values is None else values[one] for values in (self.u, self.group))
+        return Draw(self.theta[one], context, *parts)
+
 
 class BlockSimulator:
     """Simulates blocks of one campaign.
@@ -77,9 +85,8 @@ class BlockSimulator:
     def draw(self, block: Block) -> tuple[Draw, np.random.Generator]:
         """theta, context, u and group of a block, and the generator for its noise."""
         rng, rows, simulator = self._generator(block.key), block.length, self.simulator
-        size = simulator.group_size if isinstance(simulator, HasGroups) else 1
-        theta = self.prior.sample(-(-rows // size), rng)
-        theta = np.repeat(theta, size, axis=0)[:rows] if size > 1 else theta
+        size = group_size_of(simulator)
+        theta = draw_theta(self.prior, rows, size, rng)
         context = self.context.draw(rows, rng) if self.context else {}
         u = simulator.sample_u(rows, rng) if isinstance(simulator, HasBaseNumbers) else None
         group = np.arange(block.rows.start, block.rows.stop) // size if size > 1 else None
@@ -101,12 +108,12 @@ class BlockSimulator:
         outcome: Outcome[int, Arrays] = Outcome(0, None) if self._one_by_one else self.together(draw, rng)
         if outcome.result is None:
             return self._rows(block, draw, range(block.length), 0)
-        seconds = np.full(block.length, (time.perf_counter() - started) / block.length, np.float32)
-        return _records(draw, outcome.result, np.zeros(block.length, np.int8), seconds, no_reasons(block.length))
+        seconds = (time.perf_counter() - started) / block.length
+        return self._stored(_judged(_records(draw, outcome.result, seconds)))
 
     def again(self, block: Block, records: Records, rows: Sequence[int], first_attempt: int) -> Records:
         """``records`` of a block with some of its rows tried once more."""
-        draw, _ = self.draw(block)
+        draw = Draw(records.theta, records.context, records.u, records.group)
         return self._rows(block, draw, rows, first_attempt, records)
 
     @property
@@ -117,7 +124,7 @@ class BlockSimulator:
         """All rows of a block in one call."""
 
         def task(_: int) -> Arrays:
-            return simulate_checked(self.simulator, draw.theta, rng, draw.context, draw.u)
+            return self._called(draw, slice(None), rng)
 
         limit = self.protection.seconds
         return next(self._outcomes(task, [0], None if limit is None else limit * len(draw.theta)))
@@ -127,12 +134,11 @@ class BlockSimulator:
     ) -> Records:
         """Rows one by one; those not named as they were before."""
         records = before or self._nothing(draw)
-        retries = int(getattr(self.simulator, "retries", 0)) or self.protection.retries
-        for trial in range(first_attempt, first_attempt + retries + 1):
+        for trial in range(first_attempt, first_attempt + attempts_of(self.simulator, self.protection)):
             rows = self._try(block, draw, list(rows), trial, records)
             if not rows:
                 break
-        return _judged(records)
+        return records
 
     def _try(self, block: Block, draw: Draw, rows: list[int], trial: int, records: Records) -> list[int]:
         """Fill in ``records`` what succeeds; the rows that did not."""
@@ -140,10 +146,8 @@ class BlockSimulator:
         def task(row: int) -> tuple[Arrays, float]:
             chunk, offset = block.key[0], block.key[1] if len(block.key) > 1 else 0
             rng = self._generator((chunk, offset + row, trial))
-            one = slice(row, row + 1)
-            context = {name: values[one] for name, values in draw.context.items()}
             started = time.perf_counter()
-            x = simulate_checked(self.simulator, draw.theta[one], rng, context, None if draw.u is None else draw.u[one])
+            x = self._called(draw, slice(row, row + 1), rng)
             return x, time.perf_counter() - started
 
         failed = []
@@ -156,10 +160,18 @@ class BlockSimulator:
                 records.reason[row] = outcome.reason[:_LONGEST_REASON]
                 continue
             x, records.runtime[row] = outcome.result
-            records.status[row], records.reason[row] = PENDING, ""
-            for name, values in x.items():
+            one = self._stored(_judged(_records(draw.select(row), x)))
+            assert one.reason is not None
+            records.status[row], records.reason[row] = one.status[0], one.reason[0]
+            for name, values in one.x.items():
                 records.x[name][row] = values[0]
         return failed
+
+    def _called(self, draw: Draw, rows: slice, rng: np.random.Generator) -> Arrays:
+        """x of some rows, from copies: what a simulator does to its arguments is its own affair."""
+        context = {name: values[rows].copy() for name, values in draw.context.items()}
+        u = None if draw.u is None else draw.u[rows].copy()
+        return simulate_checked(self.simulator, draw.theta[rows].copy(), rng, context, u)
 
     def _outcomes(
         self,
@@ -171,29 +183,54 @@ class BlockSimulator:
             return guarded(task, items, seconds)
         return (attempt(task, item) for item in items)
 
+    def _stored(self, records: Records) -> Records:
+        """x in the dtypes of the store: whole numbers have 0 where they are not finite, in rows that say so."""
+        kinds = {v.name: np.dtype(v.dtype) for v in self.simulator.observables}
+        x = {n: v if v.dtype == kinds[n] else _whole(v, kinds[n]) for n, v in records.x.items()}
+        return replace(records, x=x)
+
     def _nothing(self, draw: Draw) -> Records:
-        rows = len(draw.theta)
-        x = {v.name: _empty((rows, *v.shape), v.dtype) for v in self.simulator.observables}
-        return _records(draw, x, np.full(rows, FAILED, np.int8), np.zeros(rows, np.float32), no_reasons(rows))
+        x = {v.name: _empty((len(draw.theta), *v.shape), v.dtype) for v in self.simulator.observables}
+        return _records(draw, x)
 
     def _generator(self, key: tuple[int, ...]) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
 
-def _records(draw: Draw, x: Arrays, status: np.ndarray, runtime: np.ndarray, reason: np.ndarray) -> Records:
-    return _judged(Records(draw.theta, x, status, runtime, draw.context, draw.u, draw.group, reason))
+def draw_theta(prior: Prior, rows: int, group_size: int, rng: np.random.Generator) -> np.ndarray:
+    """theta of a block, the rows of each group alike."""
+    theta = prior.sample(-(-rows // group_size), rng)
+    return np.repeat(theta, group_size, axis=0)[:rows] if group_size > 1 else theta
+
+
+def group_size_of(simulator: Simulator) -> int:
+    """How many rows in turn share one theta."""
+    return simulator.group_size if isinstance(simulator, HasGroups) else 1
+
+
+def attempts_of(simulator: Simulator, protection: Protection) -> int:
+    """How often a row is tried before it is given up; a simulator's own ``retries`` count if it has any."""
+    return 1 + (int(getattr(simulator, "retries", 0)) or protection.retries)
+
+
+def _records(draw: Draw, x: Arrays, seconds: float = 0.0) -> Records:
+    rows = len(draw.theta)
+    status, runtime = np.full(rows, FAILED, np.int8), np.full(rows, seconds, np.float32)
+    return Records(draw.theta, x, status, runtime, draw.context, draw.u, draw.group, no_reasons(rows))
 
 
 def _judged(records: Records) -> Records:
-    """Mark rows that have been simulated as ok, or as invalid where x is not finite."""
-    simulated = ~np.isin(records.status, (FAILED, TIMEOUT))
-    finite = {n: _finite(v) for n, v in records.x.items()}
+    """Rows that have been simulated: ok, or invalid where x is not finite."""
+    finite = {name: _finite(values) for name, values in records.x.items()}
     valid = np.stack(list(finite.values())).all(0)
-    status = np.select([~simulated, ~valid], [records.status, INVALID], OK).astype(np.int8)
-    reason = no_reasons(records.rows) if records.reason is None else records.reason
-    for row in np.flatnonzero(simulated & ~valid):
+    reason = no_reasons(records.rows)
+    for row in np.flatnonzero(~valid):
         reason[row] = f"not finite: {', '.join(name for name, ok in finite.items() if not ok[row])}"
-    return replace(records, status=status, reason=reason)
+    return replace(records, status=np.where(valid, OK, INVALID).astype(np.int8), reason=reason)
+
+
+def _whole(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.where(np.isfinite(values), values, 0).astype(dtype)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

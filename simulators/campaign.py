@@ -24,8 +24,8 @@ from ..data.files import fingerprint
 from ..data.layout import Block, Layout
 from ..data.records import FAILED, INVALID, NOTHING, PENDING, STATUS, TIMEOUT, Records, Schema
 from ..data.store import SimulationStore
-from .base import ContextPrior, HasBaseNumbers, HasGroups, Simulator, context_of, describe
-from .block import BlockSimulator, Protection
+from .base import ContextPrior, HasBaseNumbers, Simulator, context_of, describe
+from .block import BlockSimulator, Protection, attempts_of, draw_theta, group_size_of
 from .prior import Prior
 from .probe import probe
 from .trail import Trail, filling
@@ -178,16 +178,24 @@ def simulate(
     protection = protection or Protection()
     context = context or context_of(simulator)
     own = identity(simulator, prior, seed, context)
+    _require_whole_groups(simulator, rows)
     if Path(path).exists():
-        store = _open(own, rows, Path(path))
+        _grow(own, rows, Path(path))
     else:
         probe(simulator, prior, protection, context)
-        store = _create(simulator, prior, context, own, rows, Path(path), block)
+        _create(simulator, prior, context, own, rows, Path(path), block)
+    store = SimulationStore.open(path)
     task = FillShard(store.path, reference or simulator, prior, seed, protection, context)
     with filling(store):
+        store = _still(store.path, rows)
+        _note_attempts(store, attempts_of(simulator, protection))
+        if on_invalid == "fail":
+            _require_none_bad(store)
         pending = store.pending_shards()
         progress(store.rows - sum(store.layout.shard_length(shard) for shard in pending))
         _fill(task, store, pending, executor, on_invalid, progress)
+        if store.pending_shards():
+            raise StoreError(f"shards of {path} went missing while it was filled: run the same command again")
     _require_some_ok(store)
     return store
 
@@ -196,6 +204,7 @@ def retry(
     simulator: Simulator,
     path: str | Path,
     *,
+    prior: Prior | None = None,
     context: ContextPrior | None = None,
     executor: Executor | None = None,
     protection: Protection | None = None,
@@ -207,6 +216,7 @@ def retry(
     Args:
         simulator: The forward model that filled the store; its source may have been mended meanwhile.
         path: Folder of the Zarr store.
+        prior: As the campaign was begun with; the simulator's own when None.
         context: As the campaign was begun with; the simulator's own when None.
         executor: Runs the shards; one after the other in this process when None.
         protection: Time limit, retries, child processes; none when None.
@@ -220,32 +230,29 @@ def retry(
         StoreError: The store was filled by another simulator, or is being filled.
         UnsupportedError: It was imported or merged.
     """
-    store = SimulationStore.open(path)
-    campaign, seed = store.attributes["campaign"], _own_seed(store)
-    if campaign.get("simulator", {}).get("class") != describe(simulator)["class"]:
-        theirs = campaign.get("simulator", {}).get("class", "no simulator")
-        raise StoreError(f"the store {path} was filled by {theirs}, not by {describe(simulator)['class']}")
-    protection = protection or Protection()
+    store, protection = SimulationStore.open(path), protection or Protection()
+    prior, context = prior or simulator.prior, context or context_of(simulator)
+    own = identity(simulator, prior, _own_seed(store), context)
+    _require_same(_without_source(own), _without_source(store.attributes["campaign"]), store.path)
     with filling(store, alone=True):
-        attempt = int(store.attributes.get("attempts", 1 + protection.retries))
-        store.annotate({"attempts": attempt + 1 + protection.retries})
+        store = SimulationStore.open(path)
+        attempt = int(store.attributes.get("attempts", 1))
+        mended = {"campaign": own, "campaign_hash": fingerprint(own)}
+        store.annotate({**mended, "attempts": attempt + attempts_of(simulator, protection)})
     task = FillShard(
-        store.path,
-        reference or simulator,
-        Prior.from_json(campaign["prior"]),
-        seed,
-        protection,
-        context or context_of(simulator),
-        (FAILED, TIMEOUT),
-        attempt,
+        store.path, reference or simulator, prior, own["seed"], protection, context, (FAILED, TIMEOUT), attempt
     )
     with filling(store):
         _fill(task, store, store.shards_with((FAILED, TIMEOUT)), executor, "mask", progress)
     return store
 
 
-def verify(store: SimulationStore) -> None:
+def verify(store: SimulationStore, prior: Prior | None = None) -> None:
     """Read every byte, and draw theta of every block anew to see that the seeds are what the attributes say.
+
+    Args:
+        store: Any.
+        prior: The campaign's, where it holds a class of the user's own that the attributes only name.
 
     Raises:
         CorruptStoreError: Naming what is damaged.
@@ -256,12 +263,12 @@ def verify(store: SimulationStore) -> None:
         raise CorruptStoreError(f"the attributes of {store.path} were changed: `campaign` does not fit `campaign_hash`")
     if not isinstance(campaign.get("seed"), int):  # imported or merged: drawn elsewhere
         return
-    prior, size = Prior.from_json(campaign["prior"]), campaign.get("group_size", 1)
+    prior, size = prior or Prior.from_json(campaign["prior"]), campaign.get("group_size", 1)
     for shard in range(store.layout.shards):
         for block in store.layout.blocks(shard):
             theta = store.read_array("theta", block.rows)
             rng = np.random.default_rng(np.random.SeedSequence(campaign["seed"], spawn_key=block.key))
-            drawn = np.repeat(prior.sample(-(-block.length // size), rng), size, axis=0)[: block.length]
+            drawn = draw_theta(prior, block.length, size, rng)
             pending = store.read_array("status", block.rows) == PENDING
             if not np.allclose(theta[~pending], drawn[~pending], rtol=1e-9, atol=1e-12):
                 raise CorruptStoreError(
@@ -294,7 +301,7 @@ def schema_of(simulator: Simulator, prior: Prior, context: ContextPrior | None =
         simulator.observables,
         context.variables if context else NOTHING,
         tuple(simulator.u_shape) if isinstance(simulator, HasBaseNumbers) else None,
-        isinstance(simulator, HasGroups) and simulator.group_size > 1,
+        group_size_of(simulator) > 1,
     )
 
 
@@ -336,11 +343,12 @@ def _create(
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
         "versions": {name: version(name) for name in ("simfer", "numpy", "torch", "zarr")},
     }
-    layout = Layout.choose(rows, simulator.observables, block=block, multiple=getattr(simulator, "group_size", 1))
+    layout = Layout.choose(rows, simulator.observables, block=block, multiple=group_size_of(simulator))
     return SimulationStore.create(path, layout, schema_of(simulator, prior, context), attributes)
 
 
-def _open(own: dict[str, Any], rows: int, path: Path) -> SimulationStore:
+def _grow(own: dict[str, Any], rows: int, path: Path) -> None:
+    """See that the store at ``path`` is this campaign's, and give it the rows it lacks."""
     store = SimulationStore.open(path)
     theirs = store.attributes.get("campaign", {})
     if not isinstance(theirs.get("seed"), int):
@@ -348,20 +356,47 @@ def _open(own: dict[str, Any], rows: int, path: Path) -> SimulationStore:
         raise StoreError(
             f"the store {path} was {how}, and only a campaign of its own can go on: give another path, and merge the two"
         )
+    _require_same(own, theirs, path)
+    if rows > store.rows:
+        with filling(store, alone=True):
+            store = SimulationStore.open(path)
+            store.extend(max(rows, store.rows))
+
+
+def _still(path: Path, rows: int) -> SimulationStore:
+    """The store as it is now that it is held."""
+    store = SimulationStore.open(path)
+    if rows < store.rows:
+        raise StoreError(
+            f"`rows` must be at least the {store.rows} that the store {path} has; got {rows}: give another path"
+        )
+    return store
+
+
+def _note_attempts(store: SimulationStore, attempts: int) -> None:
+    """So that `retry` begins with random numbers that no row has seen."""
+    if int(store.attributes.get("attempts", 1)) < attempts:
+        store.annotate({"attempts": attempts})
+
+
+def _require_same(own: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
     differing = [key for key in {**own, **theirs} if theirs.get(key) != own.get(key)]
     if differing:
         raise StoreError(
             f"the store {path} belongs to another campaign: it differs in {', '.join(differing)}: "
             "give another path, or remove the store"
         )
-    if rows > store.rows:
-        with filling(store, alone=True):
-            store.extend(rows)
-    elif rows < store.rows:
-        raise StoreError(
-            f"`rows` must be at least the {store.rows} that the store {path} has; got {rows}: give another path"
-        )
-    return store
+
+
+def _without_source(campaign: dict[str, Any]) -> dict[str, Any]:
+    simulator = {k: v for k, v in (campaign.get("simulator") or {}).items() if k not in ("source", "version")}
+    return {**campaign, "simulator": simulator}
+
+
+def _require_whole_groups(simulator: Simulator, rows: int) -> None:
+    size = group_size_of(simulator)
+    if rows % size:
+        raise StoreError(f"`rows` must be a multiple of the {size} that share one theta; got {rows}")
 
 
 def _own_seed(store: SimulationStore) -> int:
@@ -395,6 +430,16 @@ def _judge(report: ShardReport, on_invalid: OnInvalid, told: dict[str, str]) -> 
 
 def _first(problems: dict[str, str]) -> str:
     return next(iter(problems.values()))
+
+
+def _require_none_bad(store: SimulationStore) -> None:
+    bad = np.flatnonzero(np.isin(store.status, _BAD))
+    if len(bad):
+        row = int(bad[0])
+        reason = store.reasons(slice(row, row + 1))[0]
+        raise SimulatorError(
+            f"row {row} of {store.path}: {reason} (`on_invalid: fail`; `mask` would leave such rows out)"
+        )
 
 
 def _require_some_ok(store: SimulationStore) -> None:

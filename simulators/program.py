@@ -15,7 +15,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class Program:
         MissingFileError: A file of ``files``, or ``scratch``, is not there.
         PriorError: The prior is impossible.
     """
+
+    operational: ClassVar[tuple[str, ...]] = ("timeout", "retries")
 
     def __init__(
         self,

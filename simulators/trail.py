@@ -62,32 +62,38 @@ class Trail:
 def filling(store: SimulationStore, *, alone: bool = False) -> Iterator[None]:
     """Hold the store while it is filled; sweep what killed writers left if nobody else holds it.
 
-    Any number of processes may fill one store: they write the same bytes under temporary names.
+    Any number of processes may fill one store: they write the same bytes under temporary names. Where the file system
+    has no locks, nothing is held and nothing swept.
 
     Args:
         store: To be held.
-        alone: Whether nobody else may hold it, because its shape changes.
+        alone: Whether nobody else may hold it meanwhile, because its shape changes.
 
     Raises:
         StoreError: ``alone``, and another process holds it.
     """
     descriptor = os.open(store.path, os.O_RDONLY)
     try:
-        if _locked(descriptor, fcntl.LOCK_EX):
+        locks, own = _try_lock(descriptor)
+        if own:
             store.sweep()
-        elif alone:
+        elif locks and alone:
             raise StoreError(f"another process is filling the store {store.path}: wait for it, or stop it")
-        _locked(descriptor, fcntl.LOCK_SH)
+        if locks and not alone:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for whoever holds it alone, which is never for long
         yield
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int, kind: int) -> bool:
+def _try_lock(descriptor: int) -> tuple[bool, bool]:
+    """Whether there are locks, and whether it is held alone now."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True, False
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-            return False  # held by another, or a file system without locks
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+            return False, False
         raise
-    return True
+    return True, True

@@ -26,7 +26,11 @@ from simfer.simulators.campaign import simulate, verify
 from simfer.simulators.two_moons import TwoMoons
 
 ROWS = 1_000_000
-EXECUTORS = {"inline": "Inline()", "processes, 1": "Processes(1)", "processes, 2": "Processes(2)"}
+EXECUTORS = {  # and seconds from the first line of output to the end, about
+    "inline": ("Inline()", 2.0),
+    "processes, 1": ("Processes(1)", 5.0),
+    "processes, 2": ("Processes(2)", 5.0),
+}
 FILL = """\
 import sys
 from simfer.pipelines.executors import Inline, Processes
@@ -45,14 +49,17 @@ def main() -> None:
     kills = parser.parse_args().kills
     with tempfile.TemporaryDirectory() as folder:
         reference = simulate(TwoMoons(), ROWS, Path(folder) / "reference.zarr", seed=5)
+        assert len(np.unique(reference.read()[0], axis=0)) == ROWS
         print(f"{'executor':14} {'kills':>6} {'in mid-campaign':>16} {'campaigns':>10}  arrays", flush=True)
-        for i, (name, executor) in enumerate(EXECUTORS.items()):
+        for i, (name, (executor, seconds)) in enumerate(EXECUTORS.items()):
             share = kills // 3 + (i < kills % 3)
-            struck, campaigns = kill_and_resume(Path(folder) / f"{i}", executor, share, reference)
+            struck, campaigns = kill_and_resume(Path(folder) / f"{i}", executor, seconds, share, reference)
             print(f"{name:14} {share:6} {struck:16} {campaigns:10}  identical", flush=True)
 
 
-def kill_and_resume(folder: Path, executor: str, kills: int, reference: SimulationStore) -> tuple[int, int]:
+def kill_and_resume(
+    folder: Path, executor: str, seconds: float, kills: int, reference: SimulationStore
+) -> tuple[int, int]:
     """How many kills struck a half-filled store, and how many campaigns they were spread over."""
     folder.mkdir()
     script = folder / "fill.py"
@@ -61,7 +68,7 @@ def kill_and_resume(folder: Path, executor: str, kills: int, reference: Simulati
     while kills:
         path = folder / f"{campaigns}.zarr"
         campaigns += 1
-        while kills and not _killed(script, path, clock.uniform(0, 4)):
+        while kills and not _killed(script, path, clock.uniform(0, seconds)):
             kills -= 1
             struck += path.exists() and 0 < len(SimulationStore.open(path).pending_shards()) < reference.layout.shards
         require_identical(_finished(script, path), reference)
@@ -69,10 +76,9 @@ def kill_and_resume(folder: Path, executor: str, kills: int, reference: Simulati
 
 
 def require_identical(store: SimulationStore, reference: SimulationStore) -> None:
-    """Raise unless every array holds the same bytes, every row once."""
+    """Raise unless every array holds the same bytes."""
     verify(store)
-    theta, _ = store.read()
-    if store.digest() != reference.digest() or len(np.unique(theta, axis=0)) != ROWS:
+    if store.digest() != reference.digest():
         raise AssertionError(f"{store.path} differs from the undisturbed run")
 
 

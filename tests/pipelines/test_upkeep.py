@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from simfer.data.store import SimulationStore
 from simfer.pipelines.api import Run
 from simfer.pipelines.cli import main
 from simfer.pipelines.tables import console
+from simfer.pipelines.yaml_file import read_source
 from simfer.simulators.campaign import simulate
 from simfer.simulators.progress import progress_of
 from simfer.simulators.two_moons import TwoMoons
@@ -113,3 +116,47 @@ def test_progress_of_a_campaign_that_is_half_done(tmp_path: Path) -> None:
     assert found.seconds_left == pytest.approx(1200 / found.rate)
     assert found.bytes > 6400 * 8
     assert progress_of(simulate(TwoMoons(), 6400, store.path, block=200)).seconds_left is None
+
+
+def test_what_was_set_aside_before_a_retry_does_not_come_back(unlucky: tuple[Path, Run]) -> None:
+    folder, run = unlucky
+    config = read_source(folder / "run" / "config.yaml").values
+    other = {**config, "train": {**config["train"], "epochs": 2}}
+    simfer.run(other, workdir=folder / "run", quiet=True)
+    rows = run.summary["stages"]["train"]["rows_train"]
+    job_config = folder / "other.yaml"
+    job_config.write_text((folder / "run" / "config.yaml").read_text())
+    with contextlib.suppress(SystemExit):
+        main(["retry", str(job_config), "--workdir", str(folder / "run")])
+    again = simfer.run(config, workdir=folder / "run", quiet=True)
+    assert again.summary["stages"]["train"]["rows_train"] > rows
+
+
+def test_an_interrupted_extension_does_not_pass_for_the_former_store(tiny: dict[str, Any], copy: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simfer.simulators.campaign._fill", stop)
+        with pytest.raises(StopError):
+            simfer.run({**tiny, "simulate": {"rows": 6000}}, workdir=copy, quiet=True)
+    run = simfer.run(tiny, workdir=copy, quiet=True)
+    assert run.simulations.rows == 3000
+
+
+def test_a_mended_simulator_keeps_its_campaign(unlucky: tuple[Path, Run], tmp_path: Path) -> None:
+    folder, run = unlucky
+    theta = run.simulations.read()[0]
+    (tmp_path / "luck.py").write_text(LUCK.replace("0.3", "0.0"))
+    arguments = ["retry", str(folder / "run" / "config.yaml"), "--workdir", str(folder / "run")]
+    code = subprocess.run([sys.executable, "-m", "simfer.pipelines.cli", *arguments], check=False).returncode
+    assert code == 0
+    store = SimulationStore.open(folder / "run" / "simulations.zarr")
+    assert store.counts()["ok"] == 2000
+    np.testing.assert_array_equal(store.read()[0], theta)
+    command = ["run", str(folder / "run" / "config.yaml"), "--workdir", str(folder / "run"), "--to", "simulate"]
+    subprocess.run([sys.executable, "-m", "simfer.pipelines.cli", *command], check=True)
+    assert not list((folder / "run" / "superseded").glob("simulate-*"))

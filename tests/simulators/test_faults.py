@@ -9,17 +9,20 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from simfer.data.errors import CorruptStoreError, SimulatorError, StoreError
+from simfer.data.errors import ContractError, CorruptStoreError, SimulatorError, StoreError
 from simfer.data.records import FAILED, INVALID, OK, TIMEOUT
 from simfer.data.store import SimulationStore
+from simfer.data.variables import Variable, Variables
 from simfer.pipelines.executors import Inline, Processes
 from simfer.simulators.block import Protection
 from simfer.simulators.campaign import Executor, retry, simulate, verify
 from simfer.simulators.gaussian_linear import GaussianLinear
+from simfer.simulators.prior import Prior
 from simfer.simulators.trail import filling
 from simfer.simulators.two_moons import TwoMoons
 
@@ -143,7 +146,7 @@ def test_retry_mends_failed_rows_and_touches_no_other(tmp_path: Path, executor: 
 
 def test_retry_refuses_the_store_of_another_simulator(tmp_path: Path) -> None:
     store = simulate(TwoMoons(), 40, tmp_path / "s.zarr")
-    with pytest.raises(StoreError, match=r"was filled by .*TwoMoons, not by"):
+    with pytest.raises(StoreError, match="it differs in simulator, prior, observables"):
         retry(GaussianLinear(), store.path)
 
 
@@ -218,3 +221,122 @@ def test_verify_draws_theta_anew(tmp_path: Path) -> None:
     store.write_shard(1, records)  # checksums fit, the seed does not
     with pytest.raises(CorruptStoreError, match=r"shard 1 .* is not what seed 1 draws"):
         verify(store)
+
+
+class Recorder(TwoMoons):
+    """Fails always, and notes the first number of every generator it is given."""
+
+    seen: ClassVar[list[float]] = []
+    retries = 2
+
+    def simulate(self, theta, rng, context=None):
+        Recorder.seen.append(rng.random())
+        if len(theta) == 1 and theta[0, 0] < 0:
+            raise RuntimeError("never")
+        return super().simulate(theta, rng)
+
+
+class Together(Recorder):
+    def simulate(self, theta, rng, context=None):
+        if len(theta) > 1:
+            raise RuntimeError("one by one, please")
+        return super().simulate(theta, rng)
+
+
+@pytest.mark.parametrize("protection", [Protection(), Protection(retries=4)])
+def test_no_attempt_uses_a_generator_twice(tmp_path: Path, protection: Protection) -> None:
+    Recorder.seen.clear()
+    store = simulate(Together(), 64, tmp_path / "s.zarr", protection=protection)
+    for later in (Protection(), Protection(retries=3)):
+        retry(Together(), store.path, protection=later)
+    assert len(Recorder.seen) > 200
+    assert len(set(Recorder.seen)) == len(Recorder.seen)
+
+
+def test_retry_simulates_from_what_was_recorded(tmp_path: Path) -> None:
+    class Exposed(Unlucky):
+        context = Prior({"gain": {"dist": "Uniform", "low": 1.0, "high": 2.0}})
+
+        def simulate(self, theta, rng, context=None):
+            super().simulate(theta, rng)
+            return {"x": theta * context["gain"][:, None]}
+
+    store = simulate(Exposed(), 200, tmp_path / "s.zarr", block=10)
+    retry(Exposed(), store.path, protection=Protection(retries=8))
+    records = SimulationStore.open(store.path).read_records()
+    ok = records.status == OK
+    assert ok.sum() > 190
+    np.testing.assert_array_equal(records.x["x"][ok], (records.theta * records.context["gain"][:, None])[ok])
+    with pytest.raises(StoreError, match="it differs in context"):
+        retry(Exposed(), store.path, context=Prior({"gain": {"dist": "Uniform", "low": 5.0, "high": 6.0}}))
+
+
+class Counts:
+    """Whole numbers, NaN where a row could not be simulated."""
+
+    prior = Prior({"a": {"dist": "Uniform", "low": 0.0, "high": 1.0}})
+    observables = Variables([Variable("n", (2,), "int32")])
+    value = 3.0
+
+    def simulate(self, theta, rng, context=None):
+        return {"n": np.where(theta < 0.3, np.nan, self.value) * np.ones((len(theta), 2))}
+
+
+def test_whole_numbers_that_are_nan_are_invalid_not_huge(tmp_path: Path) -> None:
+    store = simulate(Counts(), 300, tmp_path / "s.zarr")
+    theta, x = store.read()
+    np.testing.assert_array_equal(store.status, np.where(theta[:, 0] < 0.3, INVALID, OK))
+    np.testing.assert_array_equal(x["n"], np.where(theta < 0.3, 0, 3) * np.ones((300, 2), int))
+
+
+@pytest.mark.parametrize("value", [3.5, 1e10])
+def test_fractions_and_overflow_are_no_whole_numbers(tmp_path: Path, value: float) -> None:
+    simulator = Counts()
+    simulator.value = value
+    with pytest.raises(ContractError, match="must return whole numbers of int32 as `n`"):
+        simulate(simulator, 100, tmp_path / "s.zarr")
+
+
+class Careless(TwoMoons):
+    """Returns the same buffer every time, and spoils its arguments."""
+
+    buffer = np.zeros((10, 2))
+
+    def simulate(self, theta, rng, context=None):
+        self.buffer[: len(theta)] = super().simulate(theta, rng)["x"]
+        theta += 100
+        return {"x": self.buffer[: len(theta)]}
+
+
+def test_buffers_and_arguments_are_the_simulators_own_affair(tmp_path: Path) -> None:
+    careless = simulate(Careless(), 100, tmp_path / "careless.zarr", block=10, seed=4)
+    plain = simulate(TwoMoons(), 100, tmp_path / "plain.zarr", block=10, seed=4)
+    assert careless.digest() == plain.digest()
+
+
+def test_on_invalid_fail_fails_however_often_it_is_asked(tmp_path: Path) -> None:
+    for _ in range(20):
+        with pytest.raises(SimulatorError, match="no convergence"):
+            simulate(Faulty(), 400, tmp_path / "s.zarr", on_invalid="fail")
+
+
+def test_verify_reads_the_reasons_too(tmp_path: Path) -> None:
+    store = simulate(Faulty(), 400, tmp_path / "s.zarr")
+    file = next((store.path / "reason" / "c").iterdir())
+    raw = bytearray(file.read_bytes())
+    raw[10] ^= 1
+    file.write_bytes(bytes(raw))
+    with pytest.raises(CorruptStoreError, match="array `reason`"):
+        store.verify()
+
+
+def test_groups_are_not_cut_by_the_end_of_a_campaign(tmp_path: Path) -> None:
+    class Galaxies(TwoMoons):
+        group_size = 4
+
+    with pytest.raises(StoreError, match="must be a multiple of the 4 that share one theta; got 102"):
+        simulate(Galaxies(), 102, tmp_path / "s.zarr")
+    simulate(Galaxies(), 104, tmp_path / "s.zarr", block=40)
+    records = simulate(Galaxies(), 304, tmp_path / "s.zarr", block=40).read_records()
+    assert records.group is not None
+    assert len(np.unique(np.column_stack([records.group, records.theta]), axis=0)) == 304 // 4

@@ -36,7 +36,7 @@ class Everything:
 
 @pytest.mark.parametrize("executor", [Inline(), Processes(2)], ids=["inline", "processes"])
 def test_x_is_the_recorded_function_of_what_was_recorded(tmp_path: Path, executor: Executor) -> None:
-    store = simulate(Everything(), 1003, tmp_path / "s.zarr", seed=2, executor=executor)
+    store = simulate(Everything(), 1000, tmp_path / "s.zarr", seed=2, executor=executor)
     records = store.read_records()
     ok = records.status == 1
     assert records.u is not None
@@ -47,9 +47,9 @@ def test_x_is_the_recorded_function_of_what_was_recorded(tmp_path: Path, executo
 
 
 def test_rows_of_a_group_share_theta_and_no_other_does(tmp_path: Path) -> None:
-    records = simulate(Everything(), 1003, tmp_path / "s.zarr", seed=2).read_records()
+    records = simulate(Everything(), 1000, tmp_path / "s.zarr", seed=2).read_records()
     assert records.group is not None
-    np.testing.assert_array_equal(records.group, np.arange(1003) // 8)
+    np.testing.assert_array_equal(records.group, np.arange(1000) // 8)
     _, first = np.unique(records.group, return_index=True)
     np.testing.assert_array_equal(records.theta, records.theta[first][records.group])
     assert len(np.unique(records.theta[first])) == len(first)
