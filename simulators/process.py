@@ -122,7 +122,7 @@ def _start(
 
 def _drain(pid: int, pipes: Sequence[_Pipe], deadline: float | None) -> bool:
     """Read until the program itself has ended, whoever may still hold its pipes; False when its time was up."""
-    with _Waiter(pid, pipes) as wait:
+    with Waiter(pid, [pipe.outlet for pipe in pipes]) as wait:
         ended = False
         while not ended:
             left = None if deadline is None else deadline - time.monotonic()
@@ -131,7 +131,7 @@ def _drain(pid: int, pipes: Sequence[_Pipe], deadline: float | None) -> bool:
             wait(left)
             for pipe in pipes:
                 pipe.read()
-            ended = _has_ended(pid)
+            ended = has_ended(pid)
     for pipe in pipes:
         for _ in range(16):  # what the pipe still holds; one who fled the group may go on writing
             if not pipe.read():
@@ -139,13 +139,18 @@ def _drain(pid: int, pipes: Sequence[_Pipe], deadline: float | None) -> bool:
     return True
 
 
-class _Waiter(AbstractContextManager["_Waiter"]):
-    """Waits for the end of a process or for something in its pipes; where the system cannot, for a moment."""
+class Waiter(AbstractContextManager["Waiter"]):
+    """Waits for the end of a child process or for something to read; where the system cannot, for a moment.
 
-    def __init__(self, pid: int, pipes: Sequence[_Pipe]) -> None:
-        self._process = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+    Args:
+        pid: Of the child, which has not been reaped.
+        descriptors: What to read from.
+    """
+
+    def __init__(self, pid: int, descriptors: Sequence[int]) -> None:
+        self._process = _watched(pid)
         self._poll = select.poll()
-        for descriptor in [pipe.outlet for pipe in pipes] + ([] if self._process is None else [self._process]):
+        for descriptor in [*descriptors, *(() if self._process is None else (self._process,))]:
             self._poll.register(descriptor, select.POLLIN)
 
     def __call__(self, left: float | None) -> None:
@@ -158,9 +163,30 @@ class _Waiter(AbstractContextManager["_Waiter"]):
             os.close(self._process)
 
 
-def _has_ended(pid: int) -> bool:
-    """Without reaping it."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+def _watched(pid: int) -> int | None:
+    """A descriptor that tells of the end of a process; None where there is none: macOS, old kernels, sandboxes."""
+    with suppress(AttributeError, OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child has ended, without reaping it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:  # reaped by another thread
+        return True
+
+
+def kill_session(leader: int) -> None:
+    """Kill a child that may lead a session, and where there is /proc also the groups that left its own."""
+    with suppress(ProcessLookupError):
+        os.kill(leader, signal.SIGKILL)
+    _kill_group(leader)
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        with suppress(ValueError, OSError):
+            if os.getsid(int(name)) == leader:
+                os.kill(int(name), signal.SIGKILL)
 
 
 def _kill_group(group: int) -> None:

@@ -209,6 +209,7 @@ class Program:
             if not self._keep:
                 raise
             kept, scratch = scratch, ""
+            self._scratch.keep(kept)
             raise type(error)(f"{error}; its scratch directory is {kept}") from error
         finally:
             if scratch:

@@ -1,13 +1,36 @@
-"""Scratch directories: each call has one to itself, empty; making them anew would cost more than many programs do."""
+"""Scratch directories: each call has one to itself, empty; making them anew would cost more than many programs do.
+
+A process that may be killed cannot tidy up. Its parent gives it a *ledger*, a folder of links to the directories it
+makes, and removes them when it has ended.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
+
+_ledger: str | None = None  # of this process
+
+
+@contextmanager
+def ledger() -> Iterator[str]:
+    """A ledger for one child; when this ends, so must have the child, and the directories it made are removed."""
+    with tempfile.TemporaryDirectory(prefix="simfer-", ignore_cleanup_errors=True) as folder:
+        yield folder
+        for link in os.scandir(folder):
+            shutil.rmtree(os.readlink(link.path), ignore_errors=True)
+
+
+def write_in(ledger: str) -> None:
+    """Have all directories that this process makes from now on in a ledger."""
+    global _ledger
+    _ledger = ledger
 
 
 class Scratch:
@@ -34,7 +57,16 @@ class Scratch:
             path = self._free.pop()
             if os.path.isdir(path):
                 return path
-        return tempfile.mkdtemp(prefix="simfer-", dir=self._root)
+        path = os.path.abspath(tempfile.mkdtemp(prefix="simfer-", dir=self._root))
+        if _ledger is not None:
+            os.symlink(path, os.path.join(_ledger, os.path.basename(path)))
+        return path
+
+    def keep(self, path: str) -> None:
+        """Leave a directory, and what is in it, to the user."""
+        if _ledger is not None:
+            with suppress(OSError):
+                os.unlink(os.path.join(_ledger, os.path.basename(path)))
 
     def give_back(self, path: str) -> None:
         """Empty a directory for the next; one that cannot be emptied is given up."""
