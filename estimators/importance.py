@@ -97,7 +97,7 @@ class Refined:
 def refine(
     posterior: Posterior, log_likelihood: LogLikelihood, x: Arrays, *, draws: int = 10_000, seed: int = 0
 ) -> Refined:
-    """Weight draws of ``posterior`` by the exact likelihood until they are worth ``draws`` independent ones.
+    """Weight draws of ``posterior`` by the exact likelihood until they are worth ``draws`` independent ones, and never fewer than can be trusted.
 
     Stops before that after twenty proposals per draw; `Refined.refusal` says whether the result can be used.
 
@@ -105,7 +105,7 @@ def refine(
         posterior: Of any estimator with a `log_prob`.
         log_likelihood: A simulator's: ``(theta (rows, parameter), x of one row) → (rows,)``.
         x: One observation.
-        draws: Effective sample size to reach.
+        draws: Effective sample size to reach, 400 where fewer are asked for.
         seed: Of the proposals.
 
     Raises:
@@ -113,6 +113,7 @@ def refine(
     """
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     observed = posterior.observables.rows(x)
+    draws = max(draws, math.ceil(LEAST_ESS))
     for portion in range(_MOST_PROPOSALS // 2):
         words = np.random.SeedSequence((seed, 7), spawn_key=(portion,)).generate_state(1)
         parts.append(_weighted(posterior, log_likelihood, observed, 2 * draws, int(words[0])))

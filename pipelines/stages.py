@@ -265,7 +265,7 @@ def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | No
     known, observables, context = job.simulator, job.simulator.observables.names, tuple(job.observed_context)
 
     def log_likelihood(theta: np.ndarray, seen: Arrays) -> np.ndarray:
-        parts = ({name: seen[name] for name in names} for names in (observables, context))
+        parts = ({name: seen[name] for name in names} for names in (observables, context) if names)
         return known.log_likelihood(theta, *parts)
 
     refined = refine(posterior, log_likelihood, job.observation, draws=job.config.infer.draws, seed=job.config.seed)

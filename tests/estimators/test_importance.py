@@ -69,6 +69,12 @@ def test_effective_draws_reach_what_was_asked_for() -> None:
     assert len(refined.log_weights) > 4000
 
 
+def test_few_draws_are_taken_from_enough_effective_ones() -> None:
+    refined = refine(Wrong(0.5, 1.3), log_likelihood, {"x": SEEN}, draws=50, seed=4)
+    assert refined.refusal == ""
+    assert refined.resample(50, np.random.default_rng(0))[0].shape == (50, 2)
+
+
 def test_an_exact_posterior_has_equal_weights() -> None:
     refined = refine(Wrong(0.0, 1.0), log_likelihood, {"x": SEEN}, draws=1000)
     assert refined.efficiency == pytest.approx(1.0, abs=1e-9)

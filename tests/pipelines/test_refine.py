@@ -58,6 +58,16 @@ def test_draws_become_exact_and_both_posteriors_are_kept(tmp_path: Path) -> None
     assert "importance sampling" in run.report.read_text(encoding="utf-8")
 
 
+class WithoutContext(Line):
+    def log_likelihood(self, theta, x):
+        return scipy.stats.norm.logpdf(x["x"], theta, 0.5).sum(1)
+
+
+def test_a_likelihood_need_not_know_of_context(tmp_path: Path) -> None:
+    run = simfer.run(CONFIG, simulator=WithoutContext(), workdir=tmp_path / "run", quiet=True)
+    assert run.summary["refine"]["accepted"]
+
+
 def test_a_refusal_keeps_the_networks_draws_and_says_so(tmp_path: Path) -> None:
     run = simfer.run(CONFIG, simulator=Impossible(), workdir=tmp_path / "run", quiet=True)
     assert not run.summary["refine"]["accepted"]
