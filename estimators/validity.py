@@ -38,6 +38,7 @@ from .training import train_estimator
 
 _VALID = Variables([Variable("valid")])
 _LEAST_ACCEPTED = 1e-4
+_TRIED = 10 / _LEAST_ACCEPTED  # before it is judged: ten are expected at the limit
 
 
 class Validity:
@@ -68,7 +69,7 @@ class Validity:
             with torch.no_grad():
                 keep = rng.random(len(theta)) < self.log_prob(torch.from_numpy(theta)).exp().numpy()
             accepted, tried = np.concatenate([accepted, theta[keep]]), tried + len(theta)
-            if len(accepted) < _LEAST_ACCEPTED * tried:
+            if tried >= _TRIED and len(accepted) < _LEAST_ACCEPTED * tried:
                 raise UnsupportedError(
                     f"`prior` is almost nowhere valid: {len(accepted)} of {tried} draws were accepted"
                 )
@@ -97,11 +98,12 @@ def learn_validity(
         raise ShapeError(f"`store` must hold valid and other rows; of {len(valid)} in {store.path} {share} valid")
     prior = Prior.from_json(store.attributes["campaign"]["prior"])
     rows = as_batch(store.read_array("theta")[simulated], {"valid": valid})
+    group = store.read_array("group")[simulated] if store.schema.grouped else None
     training = training or TrainingSettings(epochs=20, validation=0.1)
     with seeded(seed):
         network = _Logit(prior, _VALID, EstimatorSettings())
     where = None if folder is None else Path(folder)
-    train_estimator(network, *split(rows, training.validation), training, seed=seed, folder=where)
+    train_estimator(network, *split(rows, training.validation, group), training, seed=seed, folder=where)
     return Validity(network, prior)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from simfer.data.errors import ShapeError
+from simfer.data.errors import ShapeError, UnsupportedError
+from simfer.estimators.settings import TrainingSettings
 from simfer.estimators.validity import Validity, learn_validity
 from simfer.simulators.campaign import simulate
 from simfer.simulators.gaussian_linear import GaussianLinear
@@ -45,6 +47,37 @@ def test_the_restricted_prior_is_prior_times_probability(validity: Validity) -> 
     expected = weight @ prior
     assert abs(expected[0]) > 0.1  # it is another distribution than the prior
     np.testing.assert_allclose(restricted.mean(0), expected, atol=0.03)
+
+
+class Fixed(Validity):
+    """Valid with one probability everywhere."""
+
+    def __init__(self, probability: float) -> None:
+        self.prior, self.probability = GaussianLinear().prior, probability
+
+    def log_prob(self, theta):
+        return torch.full(theta.shape[:-1], np.log(self.probability))
+
+
+def test_draws_are_refused_below_one_in_ten_thousand_and_not_above() -> None:
+    assert Fixed(5e-4).sample(5, np.random.default_rng(5)).shape == (5, 10)
+    with pytest.raises(UnsupportedError, match=r"almost nowhere valid: \d of 100000 draws"):
+        Fixed(1e-6).sample(5, np.random.default_rng(6))
+
+
+class Universes(Fragile):
+    group_size = 4
+
+
+def test_rows_of_one_theta_are_not_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("simfer.estimators.validity.train_estimator", lambda network, *rows, **_: seen.extend(rows[:2]))
+    learn_validity(
+        simulate(Universes(), 1000, tmp_path / "s.zarr"), training=TrainingSettings(epochs=1, validation=0.111)
+    )
+    learn, validate = ({tuple(row) for row in rows.theta.tolist()} for rows in seen)
+    assert (len(learn), len(validate)) == (222, 28)
+    assert not learn & validate
 
 
 def test_there_must_be_something_to_learn(tmp_path: Path) -> None:
