@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.errors import ZarrUserWarning
+from zarr.errors import ContainsArrayError, ZarrUserWarning
 
 from .errors import CorruptStoreError, MissingFileError, StoreError
 from .files import fingerprint, new_folder, remove, sweep
@@ -88,13 +88,13 @@ class SimulationStore:
 
         Raises:
             MissingFileError: Nothing there.
-            StoreError: No simfer store, or of a newer schema.
+            StoreError: No simfer store, a damaged one, or of a newer schema.
         """
         path = Path(path)
         if not (path / "zarr.json").is_file():
             raise MissingFileError(f"no simulation store at {path}")
         with zarr.config.set({"array.write_empty_chunks": True}):  # else a shard full of the fill value looks missing
-            group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+            group = _group(path)
         version = group.attrs.get("schema_version")
         if version is None:
             raise StoreError(
@@ -307,6 +307,20 @@ def damaged(path: Path, found: Sequence[object]) -> str:
         f"the store {path} is damaged: {listed}: run `simfer verify {path} --repair` to give these shards up, "
         "then the same command again to simulate them anew"
     )
+
+
+def _group(path: Path) -> zarr.Group:
+    try:
+        return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+    except ContainsArrayError as error:
+        raise StoreError(
+            f"{path} is an array and no simulation store; give the store's own folder, above it"
+        ) from error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # whatever zarr makes of broken JSON
+        raise StoreError(
+            f"the store {path} has a damaged `zarr.json` ({error}): restore this file from a copy of the store, or "
+            "simulate into another folder"
+        ) from error
 
 
 def _create_arrays(group: zarr.Group, layout: Layout, schema: Schema) -> None:

@@ -123,6 +123,20 @@ def test_open_and_create_refuse(store: SimulationStore, tmp_path: Path) -> None:
         Layout.choose(0, OBSERVABLES)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "\xff", '{"zarr_format": 3, "node_type": "group", "attributes": [1]}']
+)
+def test_a_damaged_description_is_told_with_its_path(store: SimulationStore, text: str) -> None:
+    (store.path / "zarr.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(StoreError, match=r"s\.zarr has a damaged `zarr\.json` .*: restore this file"):
+        SimulationStore.open(store.path)
+
+
+def test_an_array_is_told_from_a_store(store: SimulationStore) -> None:
+    with pytest.raises(StoreError, match=r"theta is an array and no simulation store; give the store's own folder"):
+        SimulationStore.open(store.path / "theta")
+
+
 def test_pending_rows_read_as_nan(store: SimulationStore) -> None:
     theta, x = store.read(slice(0, 3))
     assert np.isnan(theta).all()
