@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data import registry
-from ..data.errors import MissingFileError, SimferError, UnknownNameError, did_you_mean
+from ..data.errors import MissingFileError, SimferError, SimulatorError, UnknownNameError, did_you_mean
+from ..data.layout import Block
 from ..data.store import SimulationStore
-from ..simulators.base import Simulator, simulate_checked
+from ..data.variables import Arrays
+from ..simulators.base import Simulator
+from ..simulators.block import BlockSimulator, Draw
 from ..simulators.campaign import Reference
 from ..simulators.entries import arguments_text
 from ..simulators.imported import Imported
@@ -177,18 +181,29 @@ def _guesses(job: Job) -> dict[str, str]:
     if isinstance(job.simulator, Imported):
         some = job.simulator.peek(100)
         return {"train": "at most " + _duration(_training_guess(job, some.theta, some.x | some.context))}
-    rng = np.random.default_rng(0)
-    rows = min(100, config.simulate.rows)
     try:
-        started = time.perf_counter()
-        theta = job.prior.sample(rows, rng)
-        context = job.context.draw(rows, rng) if job.context else {}
-        x = simulate_checked(job.simulator, theta, rng, context) | context
-        simulate = (time.perf_counter() - started) / rows * config.simulate.rows
+        _timed(job, 1)  # one that hangs is given the time of one row, and what is done but once is not counted
+        row, draw, x = _timed(job, 3 if getattr(job.simulator, "per_row", False) else 100)
     except Exception as error:  # the simulator's own; `run` will tell it in full
-        return {"simulate": f"unknown: {type(error).__name__}"}
+        return {"simulate": f"unknown: {textwrap.shorten(str(error), 200) or type(error).__name__}"}
     workers = config.local.workers if config.local.executor == "processes" else 1
-    return {"simulate": _duration(simulate / workers), "train": "at most " + _duration(_training_guess(job, theta, x))}
+    training = _training_guess(job, draw.theta, x | draw.context)
+    return {"simulate": _duration(row * config.simulate.rows / workers), "train": "at most " + _duration(training)}
+
+
+def _timed(job: Job, rows: int) -> tuple[float, Draw, Arrays]:
+    """Seconds that a row takes, and the rows; protected as those of the campaign.
+
+    Raises:
+        SimulatorError: There is no x.
+    """
+    simulate = BlockSimulator(job.simulator, job.prior, 0, job.protection, job.context)
+    started = time.perf_counter()
+    draw, rng = simulate.draw(Block((0,), slice(0, min(rows, job.config.simulate.rows))))
+    outcome = simulate.together(draw, rng)
+    if outcome.result is None:
+        raise SimulatorError(outcome.reason)
+    return (time.perf_counter() - started) / len(draw.theta), draw, outcome.result
 
 
 def _training_guess(job: Job, theta: np.ndarray, x: dict[str, np.ndarray]) -> float:
