@@ -43,12 +43,9 @@ def new_store(path: Path, layout: Layout, schema: Schema, attributes: dict[str, 
     if path.exists():
         raise _taken(path)
     _clear(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    store = SimulationStore.create(temporary, layout, schema, attributes)
-    descriptor = os.open(temporary, os.O_RDONLY)
+    temporary, descriptor = _held_folder(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield store
+        yield SimulationStore.create_in(temporary, layout, schema, attributes)
         _rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -57,10 +54,29 @@ def new_store(path: Path, layout: Layout, schema: Schema, attributes: dict[str, 
         os.close(descriptor)
 
 
+def _held_folder(path: Path) -> tuple[Path, int]:
+    """An empty temporary folder, and the descriptor that holds it until it is closed.
+
+    Another process may find the folder before it is held, and clear it away; then there is another one.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        temporary.mkdir(parents=True)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(temporary, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if temporary.exists():
+                return temporary, descriptor
+            os.close(descriptor)
+
+
 def _clear(path: Path) -> None:
     """Remove what nobody holds any more."""
     for orphan in path.parent.glob(f".{path.name}.*.partial"):
-        descriptor = os.open(orphan, os.O_RDONLY)
+        try:
+            descriptor = os.open(orphan, os.O_RDONLY)
+        except FileNotFoundError:  # another process was faster
+            continue
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(orphan, ignore_errors=True)

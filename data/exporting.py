@@ -14,8 +14,7 @@ import numpy as np
 from .building import bounded_layout
 from .errors import ConfigError, StoreError
 from .hdf5_table import DESCRIPTION
-from .records import PENDING
-from .store import SimulationStore
+from .store import SimulationStore, require_finished
 from .store_table import describe_store
 
 if TYPE_CHECKING:
@@ -41,14 +40,10 @@ def export_store(
     Raises:
         ConfigError: Another ending.
         StoreError: Something is at ``path`` already, or rows are pending.
-        CorruptStoreError: A checksum does not fit.
+        CorruptStoreError: A checksum does not fit, or a file is missing.
     """
     with new_file(Path(path)) as temporary:
-        pending = int((store.status == PENDING).sum())
-        if pending:
-            raise StoreError(
-                f"all rows of {store.path} must be done to be exported; {pending} of {store.rows} are pending"
-            )
+        require_finished(store)
         _write(store, temporary, progress)
 
 

@@ -85,11 +85,12 @@ class Plan:
         schema, start = self.schema, rows.start
         arrays = {target: _joined(names, found, target, start) for target, names in self.columns.items()}
         theta = _inside(arrays["theta"].reshape(-1, len(schema.parameters)), schema.parameters, start)
-        x = {v.name: _cast(v, arrays[v.name]) for v in schema.observables}
-        context = {v.name: _cast(v, arrays[f"context/{v.name}"]) for v in schema.context}
+        x = {v.name: arrays[v.name] for v in schema.observables}
+        context = {v.name: arrays[f"context/{v.name}"] for v in schema.context}
         for name, values in context.items():
             _require_finite(values, f"context.{name}", start)
         status, reason = _judged(arrays.get("status"), arrays.get("reason"), x, start)
+        x, context = _cast(schema.observables, x), _cast(schema.context, context)
         runtime = arrays.get("runtime", np.full(len(theta), np.nan)).astype(np.float32)
         u = arrays["u"].astype(np.float64) if "u" in arrays else None
         group = _whole(arrays["group"], start) if "group" in arrays else None
@@ -310,8 +311,11 @@ def _joined(names: tuple[str, ...], found: Arrays, target: str, start: int) -> n
     return found[names[0]] if len(names) == 1 else np.stack([found[name] for name in names], axis=1)
 
 
-def _cast(variable: Variable, values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values, dtype=variable.dtype)
+def _cast(variables: Variables, arrays: Arrays) -> Arrays:
+    """In the dtypes of the store, none of which loses anything: a float never becomes a whole number."""
+    return {
+        v.name: np.ascontiguousarray(arrays[v.name].astype(v.dtype, casting="same_kind", copy=False)) for v in variables
+    }
 
 
 def _inside(theta: np.ndarray, parameters: Variables, start: int) -> np.ndarray:
@@ -354,7 +358,7 @@ def _judged(
     finite = {name: np.asarray(np.isfinite(v).reshape(len(v), -1).all(axis=1)) for name, v in x.items()}
     valid: np.ndarray = np.logical_and.reduce(list(finite.values()))
     status = np.full(len(valid), OK, np.int8) if given is None else _statuses(given, start)
-    reasons = no_reasons(len(valid)) if reason is None or reason.dtype.kind == "f" else reason.astype(object)
+    reasons = no_reasons(len(valid)) if reason is None else _texts(reason)
     for row in np.flatnonzero((status != OK) & (reasons == "")):
         reasons[row] = "marked in the imported file"
     broken = (status == OK) & ~valid
@@ -363,9 +367,17 @@ def _judged(
     return np.where(broken, INVALID, status).astype(np.int8), reasons
 
 
+def _texts(values: np.ndarray) -> np.ndarray:
+    """Text, empty where there is none: None in Parquet, NaN in CSV."""
+    import pandas as pd
+
+    return np.array(["" if no else str(value) for value, no in zip(values, pd.isna(values), strict=True)], dtype=object)
+
+
 def _statuses(given: np.ndarray, start: int) -> np.ndarray:
     if given.dtype.kind == "b":
         return np.where(given, OK, FAILED).astype(np.int8)
+    _require_finite(given, "status", start)
     wrong = ~np.isin(given, range(OK, len(STATUS)))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
@@ -375,7 +387,7 @@ def _statuses(given: np.ndarray, start: int) -> np.ndarray:
 
 
 def _whole(group: np.ndarray, start: int) -> np.ndarray:
-    whole = group.astype(np.int64, copy=False) if np.isfinite(group).all() else np.zeros(len(group), np.int64)
+    whole = np.where(np.isfinite(group), group, 0).astype(np.int64)
     if (whole != group).any():
         row = int(np.flatnonzero(whole != group)[0])
         raise ShapeError(f"`group` must be whole numbers; row {start + row} has {group[row]}")

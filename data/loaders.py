@@ -17,6 +17,7 @@ import torch
 
 from .batch import Batch
 from .errors import ShapeError
+from .memory import default_budget
 from .store import SimulationStore
 from .streaming import StoredRows, StreamedBatches, usable_rows
 from .variables import Arrays
@@ -210,9 +211,11 @@ def as_batch(theta: np.ndarray, x: Arrays) -> Batch:
 
 
 def valid_rows(store: SimulationStore, rows: slice | np.ndarray, *, impute: bool = False) -> tuple[np.ndarray, Arrays]:
-    """theta, and x with context, of `usable_rows`, in memory."""
-    keep = usable_rows(store, rows, impute=impute)
-    index = np.flatnonzero(keep)
-    part = slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0)
-    theta, x = store.read_array("theta", part), store.read_conditions(part)
-    return theta[keep[part]], {name: values[keep[part]] for name, values in x.items()}
+    """theta, and x with context, of `usable_rows`, in memory and in the store's dtypes.
+
+    Raises:
+        ShapeError: No row is usable.
+        CorruptStoreError: A checksum does not fit, or a file is missing.
+    """
+    loaded = StoredRows(store, usable_rows(store, rows, impute=impute), default_budget()).load(exact=True)
+    return loaded.theta.numpy(), {name: values.numpy() for name, values in loaded.x.items()}

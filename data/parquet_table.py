@@ -1,4 +1,8 @@
-"""Parquet files as tables, by pyarrow: columns of numbers, or of lists that are all equally long; null is NaN."""
+"""Parquet files as tables, by pyarrow: columns of numbers, or of lists that are all equally long.
+
+Null is NaN, or empty text. Whole numbers know no NaN, so a column of them that has nulls is one of float64; without
+nulls it keeps its dtype.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ class ParquetTable:
         self._path = path
         self._file = parquet.ParquetFile(path, pre_buffer=False)
         self._rows = self._file.metadata.num_rows
+        self._with_nulls = _with_nulls(self._file.metadata)
         self.columns = {field.name: self._column(field) for field in self._file.schema_arrow}
         self.description = None
         self._wanted: tuple[str, ...] = ()
@@ -74,7 +79,12 @@ class ParquetTable:
         elif types.is_list(kind) or types.is_large_list(kind):
             kind, shape = kind.value_type, (self._rows, self._first_length(field.name))
         units = (field.metadata or {}).get(b"units", b"").decode()
-        return Column(shape, _dtype(kind), units)
+        dtype = _dtype(kind)
+        widened = dtype.kind in "biu" and self._has_nulls(field.name)
+        return Column(shape, np.dtype(np.float64) if widened else dtype, units)
+
+    def _has_nulls(self, name: str) -> bool:
+        return any(path == name or path.startswith(f"{name}.") for path in self._with_nulls)
 
     def _first_length(self, name: str) -> int:
         batch = next(self._file.iter_batches(1, columns=[name]), None)
@@ -83,7 +93,7 @@ class ParquetTable:
     def _values(self, name: str, array: Any, start: int) -> np.ndarray:
         width = self.columns[name].shape[1:]
         if not width:
-            return array.to_numpy(zero_copy_only=False)
+            return _numpy(array)
         lengths = np.asarray(array.value_lengths().fill_null(0))
         if (lengths != width[0]).any():
             row = int(np.flatnonzero(lengths != width[0])[0])
@@ -91,7 +101,29 @@ class ParquetTable:
                 f"every list of `{name}` in {self._path} must have {width[0]} numbers, as the first has; one in the "
                 f"batch from row {start} on has {lengths[row]}"
             )
-        return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, *width)
+        return _numpy(array.flatten()).reshape(-1, *width)
+
+
+def _numpy(array: Any) -> np.ndarray:
+    from pyarrow import types
+
+    if array.null_count and types.is_boolean(array.type):  # else objects; whole numbers become float64 by themselves
+        array = array.cast("uint8")
+    values: np.ndarray = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _with_nulls(metadata: Any) -> set[str]:
+    """Paths of the columns that have nulls in any group of rows, or may have because the file does not count them."""
+    optional = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_definition_level]
+    found = set()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        found |= {c.path_in_schema for c in map(group.column, optional) if _may_have_nulls(c.statistics)}
+    return found
+
+
+def _may_have_nulls(statistics: Any) -> bool:
+    return statistics is None or not statistics.has_null_count or statistics.null_count > 0
 
 
 def _dtype(kind: Any) -> np.dtype[Any]:

@@ -27,6 +27,29 @@ def held_out(store: SimulationStore, pairs: int) -> np.ndarray:
     return held
 
 
+def hold_out(keep: np.ndarray, fraction: float, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the kept rows to learn from and which to validate with: the last ones, a fraction of all.
+
+    Args:
+        keep: Which rows take part, one truth value each.
+        fraction: To validate with.
+        group: Of every row. Rows of one group stay together, the last groups are held out, and the fraction is
+            exceeded by less than one group.
+
+    Raises:
+        ShapeError: Too few rows, or groups, for both.
+    """
+    index = np.flatnonzero(keep)
+    held = max(1, round(fraction * len(index)))
+    last = index[last_rows(len(index), held, None if group is None else group[index])]
+    validate = np.zeros_like(keep)
+    validate[last] = True
+    if len(last) >= len(index):
+        what = "rows" if group is None else "groups"
+        raise ShapeError(f"`theta` must have at least 2 {what} to train and validate with; got {len(index)} rows")
+    return keep & ~validate, validate
+
+
 def last_rows(rows: int, count: int, group: np.ndarray | None = None) -> np.ndarray:
     """The last ``count`` rows as a mask; with groups all rows of the last ones, as few as hold ``count`` rows."""
     held = np.arange(rows) >= rows - count

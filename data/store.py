@@ -75,12 +75,18 @@ class SimulationStore:
         path = Path(path)
         if path.exists():
             raise StoreError(f"`path` of a new store must be free; {path} exists: open it or choose another")
-        described = {"schema_version": SCHEMA_VERSION, "layout": layout.to_json(), **schema.to_json(), **attributes}
         with new_folder(path) as folder:
-            group = zarr.create_group(folder, zarr_format=3, attributes=described)
-            _create_arrays(group, layout, schema)
-            _consolidate(group)
+            cls.create_in(folder, layout, schema, attributes)
         return cls.open(path)
+
+    @classmethod
+    def create_in(cls, folder: Path, layout: Layout, schema: Schema, attributes: dict[str, Any]) -> SimulationStore:
+        """Make an empty store of a folder that is there and empty; in several steps, so it must be a temporary one."""
+        described = {"schema_version": SCHEMA_VERSION, "layout": layout.to_json(), **schema.to_json(), **attributes}
+        group = zarr.create_group(folder, zarr_format=3, attributes=described)
+        _create_arrays(group, layout, schema)
+        _consolidate(group)
+        return cls.open(folder)
 
     @classmethod
     def open(cls, path: str | Path) -> SimulationStore:
@@ -298,6 +304,36 @@ class SimulationStore:
         except (ValueError, RuntimeError) as error:
             return Damage(shard, name, str(error))
         return None
+
+
+def require_finished(store: SimulationStore) -> None:
+    """See to it that every row of a store is there to be copied.
+
+    Raises:
+        StoreError: Rows are pending.
+        CorruptStoreError: A shard is marked done but a file of it is missing; names the shard.
+    """
+    pending = int((store.status == PENDING).sum())
+    if pending:
+        raise StoreError(
+            f"all rows of {store.path} must be done; {pending} of {store.rows} are pending: finish its campaign first, "
+            "by the command that began it"
+        )
+    require_whole(store)
+
+
+def require_whole(store: SimulationStore) -> None:
+    """See to it that what is marked done has all its files; a missing one would be read as fill values.
+
+    Raises:
+        CorruptStoreError: Names the shards that have not.
+    """
+    pending = set(store.shards_with([PENDING]))
+    lost = [s for s in range(store.layout.shards) if s not in pending and not store.is_whole(s)]
+    if lost:
+        raise CorruptStoreError(
+            damaged(store.path, [f"shard {shard}: marked done but a file is missing" for shard in lost])
+        )
 
 
 def damaged(path: Path, found: Sequence[object]) -> str:

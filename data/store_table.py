@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from .store import SimulationStore
+from .store import SimulationStore, require_finished
 from .tables import Column
 from .variables import Arrays
 
 
 class StoreTable:
-    """A simfer store; its arrays have the names they have on disk."""
+    """A simfer store; its arrays have the names they have on disk.
+
+    Raises:
+        StoreError: Rows are pending.
+        CorruptStoreError: A file is missing.
+    """
 
     def __init__(self, path: Path) -> None:
         self._store = SimulationStore.open(path)
+        require_finished(self._store)
         self.description = describe_store(self._store)
         rows = self._store.rows
         self.columns = {

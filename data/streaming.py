@@ -18,11 +18,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .batch import Batch
-from .errors import CorruptStoreError, ShapeError, StoreError
-from .records import INVALID, OK, PENDING
+from .errors import ShapeError, StoreError
+from .records import INVALID, OK
 from .shards import ChunkReader
-from .splits import last_rows
-from .store import SimulationStore, damaged
+from .store import SimulationStore, require_whole
 
 BUFFER_BYTES = 64 * 2**20
 THREADS = 2
@@ -85,10 +84,10 @@ class StoredRows:
         """Other rows of the same store, on the same terms."""
         return StoredRows(self.store, keep, self.memory, buffer_rows=self.buffer_rows, threads=self.threads)
 
-    def load(self) -> Batch:
-        """All rows, in order, in memory; besides them only the blocks in flight are."""
+    def load(self, *, exact: bool = False) -> Batch:
+        """All rows, in order, in memory, with ``exact`` in the store's dtypes; besides them only the blocks in flight."""
         pieces = [Piece(int(block), 0, int(self.counts[block])) for block in np.flatnonzero(self.counts)]
-        rows = self.empty(self.rows)
+        rows = self.empty(self.rows, exact=exact)
         with ThreadPoolExecutor(self.threads, "read") as pool:
             for future in self.fill(rows, pieces, pool):
                 future.result()
@@ -98,9 +97,10 @@ class StoredRows:
         """All rows, in order, in portions of a few MB."""
         return iter(StreamedBatches(self, max(2**22 // self.row_bytes, 1)))
 
-    def empty(self, rows: int) -> Batch:
-        """Room for so many rows."""
-        x = {v.name: torch.empty((rows, *v.shape), dtype=torch.float32) for v in self.store.conditions}
+    def empty(self, rows: int, *, exact: bool = False) -> Batch:
+        """Room for so many rows; x as float32, or with ``exact`` in the store's dtypes."""
+        shapes = {v.name: ((rows, *v.shape), v.dtype if exact else "float32") for v in self.store.conditions}
+        x = {name: torch.from_numpy(np.empty(shape, dtype)) for name, (shape, dtype) in shapes.items()}
         return Batch(torch.empty((rows, len(self.store.parameters)), dtype=torch.float64), x)
 
     def fill(self, into: Batch, pieces: list[Piece], pool: ThreadPoolExecutor) -> list[Future[None]]:
@@ -284,37 +284,11 @@ def usable_rows(store: SimulationStore, rows: slice | np.ndarray = slice(None), 
     Raises:
         CorruptStoreError: A shard is marked done but a file of it is missing; names the shard.
     """
+    require_whole(store)
     status = store.status
-    done = sorted(set(range(store.layout.shards)) - set(store.shards_with([PENDING])))
-    lost = [f"shard {shard}: marked done but a file is missing" for shard in done if not store.is_whole(shard)]
-    if lost:
-        raise CorruptStoreError(damaged(store.path, lost))
     keep = np.zeros(store.rows, dtype=bool)
     keep[rows] = True
     return keep & ((status == OK) | (impute & (status == INVALID)))
-
-
-def hold_out(keep: np.ndarray, fraction: float, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the kept rows to learn from and which to validate with: the last ones, a fraction of all.
-
-    Args:
-        keep: Which rows take part, one truth value each.
-        fraction: To validate with.
-        group: Of every row. Rows of one group stay together, the last groups are held out, and the fraction is
-            exceeded by less than one group.
-
-    Raises:
-        ShapeError: Too few rows, or groups, for both.
-    """
-    index = np.flatnonzero(keep)
-    held = max(1, round(fraction * len(index)))
-    last = index[last_rows(len(index), held, None if group is None else group[index])]
-    validate = np.zeros_like(keep)
-    validate[last] = True
-    if len(last) >= len(index):
-        what = "rows" if group is None else "groups"
-        raise ShapeError(f"`theta` must have at least 2 {what} to train and validate with; got {len(index)} rows")
-    return keep & ~validate, validate
 
 
 def _size(pieces: list[Piece]) -> int:

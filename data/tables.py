@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ class Column:
 
     Attributes:
         shape: Of the whole array, ``(rows, …)``.
-        dtype: As `Table.read` gives it.
+        dtype: That holds whatever `Table.read` gives.
         units: As the file says.
         label: As the file says.
         dims: Names of the axes after the first, where the file has names for all of them.
@@ -137,7 +137,7 @@ class _Chain:
         for path, part in zip(paths, parts, strict=True):
             _require_same(paths[0], parts[0], path, part)
         self.columns = {
-            name: Column((total, *c.shape[1:]), c.dtype, c.units, c.label, c.dims)
+            name: replace(c, shape=(total, *c.shape[1:]), dtype=_common_dtype([part.columns[name] for part in parts]))
             for name, c in parts[0].columns.items()
             if c.shape
         }
@@ -168,6 +168,14 @@ def _require_same(first: Path, expected: Table, path: Path, table: Table) -> Non
     differing = [name for name in {**shapes, **theirs} if shapes.get(name) != theirs.get(name)]
     if differing:
         raise ShapeError(f"{path} must have the columns of {first}, of the same shapes; `{differing[0]}` differs")
+
+
+def _common_dtype(columns: Sequence[Column]) -> np.dtype[Any]:
+    """That holds the values of all of them without loss; of numbers and what is none, objects."""
+    try:
+        return np.result_type(*(column.dtype for column in columns))
+    except TypeError:
+        return np.dtype(object)
 
 
 def _hdf5(path: Path) -> Table:

@@ -16,9 +16,9 @@ from ..data.errors import ConfigError, ShapeError
 from ..data.files import write_json
 from ..data.loaders import Rows, as_batch
 from ..data.memory import default_budget
-from ..data.splits import last_rows
+from ..data.splits import hold_out
 from ..data.store import SimulationStore
-from ..data.streaming import StoredRows, hold_out, usable_rows
+from ..data.streaming import StoredRows, usable_rows
 from ..data.variables import Arrays, Variable, Variables, check_finite
 from ..simulators.prior import Prior
 from .model import Model, build_estimator
@@ -104,22 +104,18 @@ def train(
 
 
 def split(rows: Batch, validation: float, groups: np.ndarray | None = None) -> tuple[Batch, Batch]:
-    """The first rows to learn from, the last to validate with; simulations are independent, so any split is random.
-
-    Groups are not: of them whole ones are held out, and the fraction is exceeded by less than one group.
+    """The first rows to learn from, the last to validate with (`hold_out`); simulations are independent, so any split is
+    random.
 
     Raises:
         ShapeError: Too few rows, or groups, for both.
     """
-    count = max(1, round(validation * rows.rows))
-    held = last_rows(rows.rows, count, groups)
-    if held.all():
-        what = "rows" if groups is None else "groups"
-        raise ShapeError(f"`theta` must have at least 2 {what} to train and validate with; got {rows.rows} rows")
+    masks = hold_out(np.ones(rows.rows, dtype=bool), validation, groups)
     if groups is None:  # slices, which copy nothing
-        return rows.select(slice(0, -count)), rows.select(slice(-count, None))
-    learn, validate = (torch.from_numpy(np.flatnonzero(mask)) for mask in (~held, held))
-    return rows.select(learn), rows.select(validate)
+        first = int(masks[0].sum())
+        return rows.select(slice(0, first)), rows.select(slice(first, None))
+    learn, validate = (rows.select(torch.from_numpy(np.flatnonzero(mask))) for mask in masks)
+    return learn, validate
 
 
 def _groups(groups: ArrayLike, rows: int) -> np.ndarray:

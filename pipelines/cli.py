@@ -241,17 +241,12 @@ def _fail(text: str, code: int) -> None:
 
 
 def _job(config: str, sets: list[str] | None, workdir: Path | None) -> tuple[Job, RunFolder]:
-    from ..data.errors import ConfigError
     from .engine import workdir_of
     from .job import make_job
-    from .yaml_file import parse_value, read_source
+    from .yaml_file import override_all, read_source
 
     source = read_source(config)
-    for item in sets or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"`--set` needs KEY=VALUE; got {item!r}")
-        source.override(key, parse_value(value))
+    override_all(source, sets or [])
     job = make_job(source)
     return job, workdir_of(job, workdir)
 

@@ -19,7 +19,7 @@ from pydantic import (
 from ..data.errors import ConfigError
 from ..estimators.settings import DensitySettings, EstimatorSettings, Settings, TrainingSettings
 
-IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "variables")
+IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
 
 class SupportConfig(Settings):
@@ -106,6 +106,7 @@ class SimulatorConfig(ProgramConfig):
         u: Base random numbers.
         status: 1 ok, 2 invalid, 3 failed, 4 timeout; or whether a row is usable.
         reason: Why a row is not usable.
+        runtime: Seconds that a row took.
         variables: ``{name: {units, label, dims, low, high, integer}}`` in place of what the file says.
     """
 
@@ -118,6 +119,7 @@ class SimulatorConfig(ProgramConfig):
     u: str | None = None
     status: str | None = None
     reason: str | None = None
+    runtime: str | None = None
     variables: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @property

@@ -112,7 +112,7 @@ def _announce(step: Step, reporter: Reporter) -> None:
         "run": f"{name}: running",
         "resume": f"{name}: continuing where it was interrupted",
         "restore": f"{name}: these inputs were set aside before; taking their result back",
-        "extend": f"{name}: adding to what is there ({'; '.join(step.changes)})",
+        "extend": f"{name}: more is wanted than is there ({'; '.join(step.changes)})",
         "rebuild": f"{name}: changed, running again ({'; '.join(step.changes[:5])})",
     }
     reporter.say(words[step.action], style="dim" if step.action == "skip" else "bold")

@@ -17,7 +17,7 @@ from .forward import find_simulator
 from .problems import Problems
 from .progress import Reporter
 from .upkeep import store_of
-from .yaml_file import parse_value, read_source, validate
+from .yaml_file import override_all, read_source, validate
 
 _WHAT = ("simulations", "posterior")
 
@@ -78,9 +78,7 @@ def _is_config(source: str) -> bool:
 
 def _of_config(given: str, sets: Sequence[str]) -> tuple[Imported, int | None]:
     source = read_source(given)
-    for item in sets:
-        key, _, value = item.partition("=")
-        source.override(key, parse_value(value))
+    override_all(source, sets)
     config, problems = validate(source)
     found = Problems(source, problems)
     simulator, _ = find_simulator(config, source.folder, found)

@@ -90,11 +90,17 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 def _import(simulator: Imported, config: Config, folder: RunFolder, reporter: Reporter) -> Numbers:
     """Copying is all or nothing: a store of so many rows is whole, unless damaged shards of it were given up."""
     path, rows = folder / "simulations.zarr", config.simulate.rows
-    if path.exists() and (store := SimulationStore.open(path)).rows == rows and not store.pending_shards():
-        return _counted(store)
-    remove(path)
+    if path.exists():
+        store = SimulationStore.open(path)
+        if store.rows == rows and not store.pending_shards():
+            return _counted(store)
+        reporter.say(f"import: copying all {rows:,} rows anew; the store that is there is replaced when they are whole")
+    fresh = path.with_name(f".{path.name}.partial")  # of a killed run it is removed when the folder is next in use
     with reporter.bar("import", rows, "rows") as meter:
-        return _counted(simulator.write(path, rows, meter))
+        simulator.write(fresh, rows, meter)
+    remove(path)
+    fresh.rename(path)
+    return _counted(SimulationStore.open(path))
 
 
 def _counted(store: SimulationStore) -> Numbers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,6 +115,19 @@ def dump(config: Config, path: Path) -> str:
     yaml.default_flow_style = None
     yaml.dump(config.model_dump(mode="json", by_alias=True), stream)
     return f"# {path.name}: complete and re-runnable, written by simfer\n{stream.getvalue()}"
+
+
+def override_all(source: Source, sets: Sequence[str]) -> None:
+    """Set what ``--set KEY=VALUE`` gives, one after another; the values are YAML.
+
+    Raises:
+        ConfigError: No ``=``, a value that is not YAML, or a key below something that has none.
+    """
+    for item in sets:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"`--set` needs KEY=VALUE; got {item!r}")
+        source.override(key, parse_value(value))
 
 
 def parse_value(text: str) -> Any:

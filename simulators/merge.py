@@ -13,8 +13,8 @@ import numpy as np
 from ..data.building import bounded_layout, new_store
 from ..data.errors import ShapeError, StoreError
 from ..data.files import fingerprint
-from ..data.records import PENDING, Records
-from ..data.store import SimulationStore
+from ..data.records import Records
+from ..data.store import SimulationStore, require_finished
 
 _OWN = ("seed", "source", "sources")  # what the campaigns of one model may differ in
 
@@ -37,13 +37,13 @@ def merge(
         MissingFileError: No store there.
         StoreError: Something is at ``out``, stores of different models, unfinished ones, or some of the same seed, which
             would hold the same draws twice.
-        CorruptStoreError: A checksum does not fit.
+        CorruptStoreError: A checksum does not fit, or a file is missing.
     """
     if len(paths) < 2:
         raise ShapeError(f"`paths` must name at least two stores to merge; got {len(paths)}")
     stores = [SimulationStore.open(path) for path in paths]
     for store in stores:
-        _require_finished(store)
+        require_finished(store)
         _require_same_model(stores[0], store)
     origins = [origin for store in stores for origin in _origins(store)]
     _require_distinct(origins)
@@ -56,15 +56,6 @@ def merge(
             merged.write_shard(shard, Records.join(parts, schema))
             progress(layout.shard_length(shard))
     return SimulationStore.open(out)
-
-
-def _require_finished(store: SimulationStore) -> None:
-    pending = int((store.status == PENDING).sum())
-    if pending or store.pending_shards():
-        raise StoreError(
-            f"all rows of a store to be merged must be done; {pending or 'some'} of the {store.rows} of {store.path} are "
-            "not: finish its campaign first, by the command that began it"
-        )
 
 
 def _require_same_model(first: SimulationStore, other: SimulationStore) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +17,11 @@ import pytest
 import xarray as xr
 
 from simfer.data import building
+from simfer.data import store as store_module
 from simfer.data.building import bounded_layout, new_store
 from simfer.data.errors import (
     ConfigError,
+    CorruptStoreError,
     MissingFileError,
     NotFiniteError,
     PriorError,
@@ -29,7 +33,7 @@ from simfer.data.errors import (
 from simfer.data.exporting import SUFFIXES, export_store
 from simfer.data.importing import Names
 from simfer.data.layout import Layout
-from simfer.data.records import Schema
+from simfer.data.records import INVALID, OK, Schema
 from simfer.data.store import SimulationStore
 from simfer.data.tables import open_table
 from simfer.data.variables import Variable, Variables
@@ -164,6 +168,83 @@ def test_parquet_lists_of_any_kind_are_vectors(arrays: dict[str, np.ndarray], tm
     names = Names(theta=("p0", "p1"), x={"y": "lists"})
     store = import_simulations(tmp_path / "sims.parquet", tmp_path / "out.zarr", names, PRIOR)
     np.testing.assert_array_equal(store.read_array("y"), arrays["trace"])
+
+
+def write_table(path: Path, **columns: list[Any]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_nulls_of_parquet_are_nan_whatever_the_dtype(tmp_path: Path) -> None:
+    path = write_table(
+        tmp_path / "sims.parquet",
+        a=[0.1, 0.2, 0.3, 0.4, 0.5],
+        b=[0, 1, 2, 3, 4],
+        count=[5, 6, 7, None, 8],
+        flag=[True, False, None, True, True],
+        lists=[[1, 2], [3, None], [4, 5], [6, 7], [8, 9]],
+        whole=[2**60 + 1, 1, 2, 3, 4],
+        why=[None, "mended", None, None, None],
+    )
+    names = Names(x=("count", "flag", "lists", "whole"), group="whole", reason="why")
+    store = import_simulations(path, tmp_path / "out.zarr", names, PRIOR)
+    assert [v.dtype for v in store.observables] == ["float64", "float64", "float64", "int64"]
+    np.testing.assert_array_equal(store.read_array("count"), [5, 6, 7, np.nan, 8])
+    np.testing.assert_array_equal(store.read_array("flag"), [1, 0, np.nan, 1, 1])
+    np.testing.assert_array_equal(store.read_array("lists")[1], [3, np.nan])
+    assert store.read_array("whole")[0] == store.read_array("group")[0] == 2**60 + 1
+    assert store.status.tolist() == [OK, INVALID, INVALID, INVALID, OK]
+    assert store.reasons().tolist() == ["", "not finite: lists", "not finite: flag", "not finite: count", ""]
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (Names(x="b", context="n"), NotFiniteError, r"`context.n` must be finite; row 3 .* has nan"),
+        (Names(x="b", group="n"), ShapeError, r"`group` must be whole numbers; row 3 has nan"),
+        (Names(x="b", status="usable"), NotFiniteError, r"`status` must be finite; row 3 .* has nan"),
+    ],
+)
+def test_nulls_of_parquet_where_there_must_be_none_are_named(
+    names: Names, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    usable = [True, False, True, None, True]
+    path = write_table(tmp_path / "sims.parquet", a=[0.5] * 5, b=[0.0] * 5, n=[5, 6, 7, None, 8], usable=usable)
+    with pytest.raises(error, match=message):
+        import_simulations(path, tmp_path / "out.zarr", names, PRIOR)
+
+
+def test_text_that_is_missing_is_empty_in_every_part_of_a_chain(tmp_path: Path) -> None:
+    (tmp_path / "part0.csv").write_text("a,b,x,why\n0.1,0,1,\n0.2,0,1,\n")
+    (tmp_path / "part1.csv").write_text("a,b,x,why\n0.3,0,1,bad luck\n0.4,0,1,\n")
+    store = import_simulations(tmp_path / "part*.csv", tmp_path / "out.zarr", Names(x="x", reason="why"), PRIOR)
+    assert store.reasons().tolist() == ["", "", "bad luck", ""]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("int64", "float64", "float64"), ("float32", "float64", "float64"), ("int8", "int32", "int32"), ("bool", "uint8", "uint8")],
+)  # fmt: skip
+def test_files_of_several_dtypes_are_joined_without_loss(
+    first: str, second: str, expected: str, tmp_path: Path
+) -> None:
+    theta = np.full((3, 2), 0.5)
+    parts = np.array([0, 1, 1], first), np.array([0.5, 77.25, 100.1]).astype(second)
+    for i, x in enumerate(parts):
+        np.savez(tmp_path / f"part{i}.npz", theta=theta, x=x)
+    store = import_simulations(tmp_path / "part*.npz", tmp_path / "out.zarr", Names(theta="theta", x="x"), PRIOR)
+    assert store.observables["x"].dtype == expected
+    np.testing.assert_array_equal(store.read_array("x"), np.concatenate(parts).astype(expected))
+
+
+def test_numbers_and_text_are_not_joined(tmp_path: Path) -> None:
+    for i, x in enumerate((np.zeros(3), np.zeros(3, "datetime64[s]"))):
+        np.savez(tmp_path / f"part{i}.npz", theta=np.full((3, 2), 0.5), x=x)
+    with pytest.raises(ShapeError, match="`x`: dataset `x` must be numbers"):
+        Imported(tmp_path / "part*.npz", Names(theta="theta", x="x"), PRIOR)
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +477,57 @@ def test_pending_rows_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="100 of 100 are pending"):
         export_store(store, tmp_path / "half.h5")
     assert not list(tmp_path.glob("*half.h5*"))
+
+
+def test_a_missing_file_is_neither_exported_nor_imported(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    store = import_simulations(
+        tmp_path / "sims.h5", tmp_path / "a.zarr", write_hdf5(tmp_path / "sims.h5", arrays), PRIOR
+    )
+    shutil.rmtree(store.path / "trace" / "c" / "0")
+    with pytest.raises(CorruptStoreError, match="shard 0: marked done but a file is missing"):
+        export_store(store, tmp_path / "out.h5")
+    with pytest.raises(CorruptStoreError, match="shard 0: marked done but a file is missing"):
+        Imported(store.path)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_store_is_held_from_its_first_file_on_and_all_of_it_has_one_temporary_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = Schema(PRIOR.variables, Variables([Variable("x")]))
+    create = store_module._create_arrays
+    seen: list[str] = []
+
+    def disturbed(*arguments: Any) -> None:
+        building._clear(tmp_path / "out.zarr")
+        seen.extend(path.name for path in tmp_path.iterdir())
+        create(*arguments)
+
+    monkeypatch.setattr(store_module, "_create_arrays", disturbed)
+    with new_store(tmp_path / "out.zarr", Layout.choose(100, schema.observables), schema, {}):
+        assert len(seen) == 1
+        assert list(tmp_path.glob(".out.zarr.*.partial")) == [tmp_path / seen[0]]
+    assert SimulationStore.open(tmp_path / "out.zarr").rows == 100
+
+
+def test_a_folder_that_another_process_clears_before_it_is_held_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = Schema(PRIOR.variables, Variables([Variable("x")]))
+    flock = fcntl.flock
+    cleared: list[bool] = []
+
+    def slow(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and not cleared:
+            cleared.append(True)
+            building._clear(tmp_path / "out.zarr")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(building.fcntl, "flock", slow)
+    with new_store(tmp_path / "out.zarr", Layout.choose(100, schema.observables), schema, {}) as store:
+        assert store.path.is_dir()
+    assert cleared
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
 def test_what_a_killed_import_left_is_removed_by_the_next_but_not_one_at_work(tmp_path: Path) -> None:

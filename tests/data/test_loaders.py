@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from simfer.data.batch import Batch
 from simfer.data.errors import ShapeError
-from simfer.data.loaders import Loader, Portions, WholeBatches
+from simfer.data.layout import Layout
+from simfer.data.loaders import Loader, Portions, WholeBatches, valid_rows
+from simfer.data.records import OK, Records, Schema
+from simfer.data.store import SimulationStore
+from simfer.data.variables import Arrays, Variable, Variables
 
 
 def rows(n: int) -> Batch:
@@ -86,3 +93,31 @@ def test_portions_are_all_rows_in_order_as_often_as_wanted(monkeypatch: pytest.M
         parts = list(portions)
         assert len(parts) > 1
         assert torch.cat([part.theta for part in parts])[:, 0].tolist() == list(range(17))
+
+
+def test_rows_from_all_over_a_store_are_read_without_those_between_and_keep_their_dtypes(tmp_path: Path) -> None:
+    block, blocks, width = 50, 40, 1000
+    schema = Schema(
+        Variables([Variable("a")]), Variables([Variable("x", (width,)), Variable("n", (), "uint16")]),
+        Variables([Variable("sd", (), "float32")]),
+    )  # fmt: skip
+    store = SimulationStore.create(tmp_path / "s.zarr", Layout(block * blocks, block, 5 * block), schema, {})
+    for shard in range(store.layout.shards):
+        part = store.layout.shard_rows(shard)
+        index = np.arange(part.start, part.stop, dtype=np.float64)
+        x: Arrays = {"x": index[:, None] + np.linspace(0.0, 0.1, width), "n": index.astype(np.uint16)}
+        status, runtime = np.full(len(index), OK, np.int8), np.zeros(len(index), np.float32)
+        store.write_shard(shard, Records(index[:, None], x, status, runtime, {"sd": np.sqrt(index).astype(np.float32)}))
+    wanted = np.arange(store.rows) % 50 == 7
+    valid_rows(store, slice(0, 1))  # what is imported and cached the first time does not count
+    tracemalloc.start()
+    theta, x = valid_rows(store, wanted)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * width * store.rows / 4
+    expected = {**store.read()[1], "sd": store.read_array("context/sd")}
+    assert list(x) == list(expected)
+    np.testing.assert_array_equal(theta, store.read_array("theta")[wanted])
+    for name, values in expected.items():
+        assert x[name].dtype == values.dtype
+        np.testing.assert_array_equal(x[name], values[wanted])

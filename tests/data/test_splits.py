@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from simfer.data.errors import ShapeError
 from simfer.data.layout import Layout
 from simfer.data.loaders import as_batch
 from simfer.data.records import OK, Records, Schema
-from simfer.data.splits import held_out, last_rows
+from simfer.data.splits import held_out, hold_out, last_rows
 from simfer.data.store import SimulationStore
 from simfer.data.variables import Variable, Variables
 from simfer.estimators.train import split
@@ -64,6 +65,22 @@ def test_no_group_is_on_both_sides_and_no_more_are_held_than_needed(names: list[
     first_held = [name for name in order if name in set(group[held].tolist())]
     assert order[: len(first_held)] == first_held
     assert held.sum() - (group == first_held[-1]).sum() < count
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.floats(0.05, 0.9), st.booleans())
+def test_arrays_are_split_as_stores_are(names: list[int], fraction: float, grouped: bool) -> None:
+    group = np.array(names) if grouped else None
+    index = np.arange(len(names), dtype=np.float64)
+    rows = as_batch(index[:, None], {"x": index})
+    try:
+        masks = hold_out(np.ones(len(names), bool), fraction, group)
+    except ShapeError as error:
+        with pytest.raises(ShapeError, match=re.escape(str(error))):
+            split(rows, fraction, group)
+        return
+    for part, mask in zip(split(rows, fraction, group), masks, strict=True):
+        np.testing.assert_array_equal(part.theta[:, 0], index[mask])
 
 
 def test_validation_keeps_groups_together(rng: np.random.Generator) -> None:

@@ -20,8 +20,9 @@ from simfer.data.layout import Layout
 from simfer.data.loaders import Portions, SimulationsDataModule
 from simfer.data.records import FAILED, INVALID, OK, Records, Schema
 from simfer.data.shards import ChunkReader
+from simfer.data.splits import hold_out
 from simfer.data.store import SimulationStore
-from simfer.data.streaming import StoredRows, StreamedBatches, hold_out, usable_rows
+from simfer.data.streaming import StoredRows, StreamedBatches, usable_rows
 from simfer.data.variables import Variable, Variables
 
 PARAMETERS = Variables([Variable("a")])

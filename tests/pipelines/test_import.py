@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from ruamel.yaml import YAML
 
 import simfer
 from simfer.data.errors import ConfigError, MissingFileError
+from simfer.data.importing import Names
 from simfer.data.loaders import usable_rows
 from simfer.data.splits import held_out
 from simfer.data.store import SimulationStore
 from simfer.pipelines.api import Run
 from simfer.pipelines.cli import main
+from simfer.pipelines.config import IMPORT_KEYS
 from simfer.pipelines.engine import plan
 from simfer.pipelines.folder import RunFolder
 from simfer.pipelines.job import make_job
@@ -141,6 +144,29 @@ def test_a_file_that_changed_is_imported_again(from_csv: dict[str, Any], tmp_pat
     assert more.simulations.rows == 300
 
 
+def test_more_rows_replace_what_is_there_only_when_they_are_whole(
+    from_csv: dict[str, Any], arrays: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (tmp_path / "sims.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "sims.csv").write_text("".join(lines[:-1]) + f"nan{lines[-1][lines[-1].index(',') :]}")
+    path, folder = written(from_csv, tmp_path / "run.yaml"), tmp_path / "run"
+    simulate = ["simulate", str(path), "--workdir", str(folder), "--set"]
+    main_ok([*simulate, "simulate.rows=200"])
+    first = SimulationStore.open(folder / "simulations.zarr").digest()
+    capsys.readouterr()
+    assert "row 599 (counted from 0) has nan in a" in main_fails([*simulate, "simulate.rows=600"], capsys)
+    assert SimulationStore.open(folder / "simulations.zarr").digest() == first
+    main_ok([*simulate, "simulate.rows=200"])
+    assert "simulate: up to date" in capsys.readouterr().out
+    main_ok([*simulate, "simulate.rows=300"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "adding to what is there" not in said
+    assert "copying all 300 rows anew" in said
+    theta = SimulationStore.open(folder / "simulations.zarr").read_array("theta")
+    np.testing.assert_array_equal(theta, arrays["theta"][:300])
+    assert not list(folder.glob(".*.partial"))
+
+
 def test_rows_given_up_by_repair_are_imported_again(from_csv: dict[str, Any], tmp_path: Path) -> None:
     run = simfer.run(from_csv, workdir=tmp_path / "run", quiet=True)
     digest = run.simulations.digest()
@@ -160,6 +186,17 @@ def test_a_store_needs_no_mapping(finished: Run, tmp_path: Path, tiny: dict[str,
     assert job.prior == finished.model.prior
     found = simfer.run(config, workdir=tmp_path / "run", quiet=True)
     np.testing.assert_array_equal(found.simulations.read_array("x"), finished.simulations.read_array("x"))
+
+
+def test_every_name_of_a_file_can_be_given(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    assert set(IMPORT_KEYS) == {field.name for field in dataclasses.fields(Names)}
+    seconds = np.linspace(0.0, 1.0, ROWS, dtype=np.float32)
+    np.savez(tmp_path / "sims.npz", theta=arrays["theta"], x=arrays["x"], seconds=seconds)
+    config = configuration(
+        {"import": str(tmp_path / "sims.npz"), "theta": "theta", "x": "x", "runtime": "seconds"}, observation=None
+    )
+    main_ok(["import", str(written(config, tmp_path / "run.yaml")), str(tmp_path / "out.zarr")])
+    np.testing.assert_array_equal(SimulationStore.open(tmp_path / "out.zarr").read_array("runtime"), seconds)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +242,9 @@ def test_import_export_and_merge_from_the_command_line(
     path = written(from_hdf5, tmp_path / "mapping.yaml")
     main_ok(["import", str(path), str(tmp_path / "a.zarr"), "--set", "simulate.rows=200"])
     assert "200 ok" in capsys.readouterr().out
+    assert "`--set` needs KEY=VALUE; got 'seed'" in main_fails(
+        ["import", str(path), str(tmp_path / "no.zarr"), "--set", "seed"], capsys
+    )
     main_ok(["export", str(tmp_path / "a.zarr"), str(tmp_path / "a.h5")])
     main_ok(["import", str(tmp_path / "a.h5"), str(tmp_path / "b.zarr")])
     assert SimulationStore.open(tmp_path / "b.zarr").schema == SimulationStore.open(tmp_path / "a.zarr").schema

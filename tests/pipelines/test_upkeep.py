@@ -56,7 +56,7 @@ def test_more_rows_are_added_to_the_campaign_and_less_start_another(tiny: dict[s
     assert run.simulations.rows == 4000
     np.testing.assert_array_equal(run.simulations.read(slice(0, 3000))[0], first[0])
     assert run.summary["stages"]["train"]["rows_train"] > 3000
-    assert "adding to what is there (rows: 3000 → 4000)" not in (copy / "logs" / "simulate.log").read_text()
+    assert "more is wanted than is there (rows: 3000 → 4000)" not in (copy / "logs" / "simulate.log").read_text()
     less = simfer.run({**tiny, "simulate": {"rows": 2500}}, workdir=copy, quiet=True)
     assert less.simulations.rows == 2500
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from simfer.data import building
-from simfer.data.errors import MissingFileError, ShapeError, StoreError, UnsupportedError
+from simfer.data.errors import CorruptStoreError, MissingFileError, ShapeError, StoreError, UnsupportedError
 from simfer.data.store import SimulationStore
 from simfer.data.variables import Variable, Variables
 from simfer.simulators.campaign import retry, simulate, verify
@@ -116,12 +117,21 @@ def test_arguments_of_a_simulator_count(tmp_path: Path) -> None:
 def test_unfinished_stores_are_refused(tmp_path: Path) -> None:
     paths = campaigns(tmp_path, Line(), 100, 90)
     SimulationStore.open(paths[1]).discard(0)
-    with pytest.raises(StoreError, match=r"all rows .* must be done; \d+ of the 90"):
+    with pytest.raises(StoreError, match=r"all rows .* must be done; \d+ of 90 are pending: finish its campaign"):
         merge(paths, tmp_path / "out.zarr")
+    with pytest.raises(StoreError, match=r"all rows .* must be done; \d+ of 90 are pending"):
+        Imported(paths[1])
     with pytest.raises(ShapeError, match="at least two"):
         merge(paths[:1], tmp_path / "out.zarr")
     with pytest.raises(MissingFileError):
         merge([paths[0], tmp_path / "none.zarr"], tmp_path / "out.zarr")
+
+
+def test_stores_with_a_missing_file_are_refused(tmp_path: Path) -> None:
+    paths = campaigns(tmp_path, Line(), 100, 90)
+    shutil.rmtree(paths[1] / "x" / "c" / "0")
+    with pytest.raises(CorruptStoreError, match="shard 0: marked done but a file is missing"):
+        merge(paths, tmp_path / "out.zarr")
 
 
 def test_merged_and_imported_stores_cannot_go_on(tmp_path: Path) -> None:
