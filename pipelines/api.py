@@ -19,7 +19,7 @@ from ..estimators.model import Model, load_model
 from ..simulators.base import Simulator
 from ..simulators.recorded import Recorded
 from .engine import execute, workdir_of
-from .folder import RunFolder
+from .folder import STORE, RunFolder
 from .job import Job, make_job
 from .progress import Reporter
 from .report import check_results, posterior_rows
@@ -79,7 +79,7 @@ class Run:
     @property
     def simulations(self) -> SimulationStore:
         """The campaign's store."""
-        return SimulationStore.open(self.folder / "simulations.zarr")
+        return SimulationStore.open(self.folder / STORE)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _job_of(folder: Path) -> Job:
         return make_job(read_source(folder / "config.yaml"))
     except ConfigError:
         source = read_source(folder / "config.yaml")
-        store = SimulationStore.open(folder / "simulations.zarr")
+        store = SimulationStore.open(folder / STORE)
         observations = {}
         if source.values.get("observation") is not None:
             observed = read_tree(folder / "posterior.zarr")["observed_data"]

@@ -16,7 +16,7 @@ from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
 from ..simulators.imported import Imported
 from .config import Config
-from .folder import RunFolder
+from .folder import STORE, RunFolder
 from .job import Job
 from .progress import Reporter
 
@@ -73,7 +73,7 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         store = simulate(
             job.simulator,
             config.simulate.rows,
-            folder / "simulations.zarr",
+            folder / STORE,
             seed=config.seed,
             prior=job.prior,
             context=job.context,
@@ -89,7 +89,7 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 
 def _import(simulator: Imported, config: Config, folder: RunFolder, reporter: Reporter) -> Numbers:
     """Copying is all or nothing: a store of so many rows is whole, unless damaged shards of it were given up."""
-    path, rows = folder / "simulations.zarr", config.simulate.rows
+    path, rows = folder / STORE, config.simulate.rows
     if path.exists():
         store = SimulationStore.open(path)
         if store.rows == rows and not store.pending_shards():
@@ -138,7 +138,7 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..estimators.training import Hardware
 
     config, local = job.config, job.config.local
-    store = SimulationStore.open(folder / "simulations.zarr")
+    store = SimulationStore.open(folder / STORE)
     _refuse_invalid(store, config)
     with reporter.bar("train", config.train.epochs, "epochs") as meter:
         model = train(
@@ -199,7 +199,7 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config = job.config
     if not job.checks:
         return {}
-    store = SimulationStore.open(folder / "simulations.zarr")
+    store = SimulationStore.open(folder / STORE)
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     model = load_model(folder / "model")
@@ -314,7 +314,7 @@ def _report(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("simulate", (), ("simulations.zarr",), True, _simulate_inputs, _simulate, _more_rows),
+        Stage("simulate", (), (STORE,), True, _simulate_inputs, _simulate, _more_rows),
         Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train),
         Stage("diagnose", ("simulate", "train"), ("calibration.zarr",), False, _diagnose_inputs, _diagnose),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),

@@ -25,7 +25,7 @@ from ..simulators.entries import arguments_text
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from .engine import Step, plan
-from .folder import RunFolder
+from .folder import STORE, RunFolder
 from .job import Job
 from .report import posterior_rows
 from .stages import STAGES
@@ -91,8 +91,8 @@ def show_status(path: Path) -> None:
         state = "done" if done else "begun" if started else "not begun"
         rows.append((name, state, f"{done.seconds:.1f} s" if done else ""))
     _table(f"Run {path}", ("stage", "state", "time"), rows)
-    if (folder / "simulations.zarr").exists():
-        show_campaign(SimulationStore.open(folder / "simulations.zarr"))
+    if (folder / STORE).exists():
+        show_campaign(SimulationStore.open(folder / STORE))
 
 
 def show_campaign(store: SimulationStore) -> None:

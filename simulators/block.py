@@ -69,6 +69,9 @@ class BlockSimulator:
         seed: Root of all randomness.
         protection: Against rows that fail.
         context: Of the known nuisance; None where there is none.
+
+    Attributes:
+        crashed: Whether any call took its child process with it.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class BlockSimulator:
     ) -> None:
         self.simulator, self.prior, self.context = simulator, prior, context
         self.seed, self.protection = seed, protection
+        self.crashed = False
 
     def draw(self, block: Block) -> tuple[Draw, np.random.Generator]:
         """theta, context, u and group of a block, and the generator for its noise."""
@@ -127,7 +131,9 @@ class BlockSimulator:
             return self._called(draw, slice(None), rng)
 
         limit = self.protection.seconds
-        return next(self._outcomes(task, [0], None if limit is None else limit * len(draw.theta)))
+        outcome = next(self._outcomes(task, [0], None if limit is None else limit * len(draw.theta)))
+        self.crashed |= outcome.crashed
+        return outcome
 
     def _rows(
         self, block: Block, draw: Draw, rows: Sequence[int], first_attempt: int, before: Records | None = None
@@ -154,6 +160,7 @@ class BlockSimulator:
         assert records.reason is not None  # made here
         for outcome in self._outcomes(task, rows, self.protection.seconds):
             row = outcome.item
+            self.crashed |= outcome.crashed
             if outcome.result is None:
                 failed.append(row)
                 records.status[row] = TIMEOUT if outcome.timed_out else FAILED

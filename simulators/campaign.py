@@ -131,7 +131,7 @@ class FillShard:
         protection = replace(self.protection, isolate=self.protection.isolate or suspect or trail.fragile)
         simulate = BlockSimulator(simulator, self.prior, self.seed, protection, self.context)
         records = simulate.again(block, known, redo, self.attempt) if known is not None and redo else simulate(block)
-        if suspect and np.isin(records.status, (FAILED, TIMEOUT)).any():
+        if suspect and simulate.crashed:
             trail.mark_fragile()
         return records
 
