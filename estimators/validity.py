@@ -37,6 +37,7 @@ from .train import split
 from .training import train_estimator
 
 _VALID = Variables([Variable("valid")])
+_STEPS = 3000
 _LEAST_ACCEPTED = 1e-4
 _TRIED = 10 / _LEAST_ACCEPTED  # before it is judged: ten are expected at the limit
 
@@ -52,9 +53,9 @@ class Validity:
     def __init__(self, network: _Logit, prior: Prior) -> None:
         self.network, self.prior = network.eval(), prior
 
-    def log_prob(self, theta: Float[Tensor, "*batch parameter"]) -> Float[Tensor, "*batch"]:
-        """log p(valid | theta), differentiable; add it to a log-likelihood learned from valid rows."""
-        return logsigmoid(self.network.logit(theta)).double()
+    def log_prob(self, theta: Tensor | np.ndarray) -> Float[Tensor, "*batch"]:
+        """log p(valid | theta), ``theta (*batch, parameter)``; differentiable; add it to a log-likelihood of valid rows."""
+        return logsigmoid(self.network.logit(torch.as_tensor(theta))).double()
 
     def sample(self, rows: int, rng: np.random.Generator) -> Float[np.ndarray, "rows parameter"]:
         """Draws of the prior restricted to where simulations are valid, by rejection.
@@ -83,7 +84,7 @@ def learn_validity(
 
     Args:
         store: The campaign; it knows its prior.
-        training: Optimisation; 20 epochs when None.
+        training: Optimisation; some 3,000 steps when None.
         seed: Of initial weights and of the order of rows.
         folder: Keeps checkpoints.
 
@@ -99,12 +100,19 @@ def learn_validity(
     prior = Prior.from_json(store.attributes["campaign"]["prior"])
     rows = as_batch(store.read_array("theta")[simulated], {"valid": valid})
     group = store.read_array("group")[simulated] if store.schema.grouped else None
-    training = training or TrainingSettings(epochs=20, validation=0.1)
+    training = training or _enough(len(valid))
     with seeded(seed):
         network = _Logit(prior, _VALID, EstimatorSettings())
     where = None if folder is None else Path(folder)
     train_estimator(network, *split(rows, training.validation, group), training, seed=seed, folder=where)
     return Validity(network, prior)
+
+
+def _enough(rows: int) -> TrainingSettings:
+    """Steps, not epochs, are what few rows need more of."""
+    batch = max(8, min(256, rows // 16))
+    epochs = max(10, round(_STEPS * batch / rows))
+    return TrainingSettings(epochs=epochs, batch_size=batch, patience=epochs, learning_rate=3e-3, validation=0.1)
 
 
 class _Logit(Estimator):

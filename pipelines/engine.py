@@ -126,7 +126,7 @@ def _run(step: Step, job: Job, folder: RunFolder, reporter: Reporter) -> None:
         return
     folder.begin(stage.name, step.key, step.inputs)
     started = time.monotonic()
-    with _logged(folder, stage.name):
+    with _logged(folder, stage.name, reporter):
         numbers = stage.run(job, folder, reporter)
         seconds = time.monotonic() - started
         logging.getLogger("simfer.run").info("%s done in %.1f s", stage.name, seconds)
@@ -148,20 +148,33 @@ def _make_room(step: Step, folder: RunFolder, reporter: Reporter) -> None:
         folder.bring_back(stage.name, stage.outputs, step.key)
 
 
+class _Warnings(logging.Handler):
+    """Tells the user what is logged as a warning."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.show(record.getMessage(), style="yellow")
+
+
 @contextmanager
-def _logged(folder: RunFolder, stage: str) -> Iterator[None]:
-    """Everything simfer logs meanwhile goes to ``logs/STAGE.log`` too."""
+def _logged(folder: RunFolder, stage: str, reporter: Reporter) -> Iterator[None]:
+    """Everything simfer logs meanwhile goes to ``logs/STAGE.log`` too, and warnings to the user."""
     (folder / "logs").mkdir(exist_ok=True)
     handler = logging.FileHandler(folder / "logs" / f"{stage}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("simfer")
+    logger, warnings = logging.getLogger("simfer"), _Warnings(reporter)
     level = logger.level
     logger.addHandler(handler)
+    logger.addHandler(warnings)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(warnings)
         logger.setLevel(level)
         handler.close()
 

@@ -27,6 +27,10 @@ class Reporter:
 
     def say(self, text: str, style: str = "") -> None:
         logger.info(text)
+        self.show(text, style)
+
+    def show(self, text: str, style: str = "") -> None:
+        """Print without a line in the log."""
         if self.console is not None:
             self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 

@@ -15,6 +15,7 @@ from ..data.variables import Arrays
 from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
 from ..simulators.imported import Imported
+from ..simulators.progress import progress_of
 from .config import Config
 from .folder import STORE, RunFolder
 from .job import Job
@@ -84,7 +85,7 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
             reference=job.reference,
             progress=advance,
         )
-    return _counted(store)
+    return _counted(store, reporter, config.simulate.on_invalid)
 
 
 def _import(simulator: Imported, config: Config, folder: RunFolder, reporter: Reporter) -> Numbers:
@@ -93,18 +94,30 @@ def _import(simulator: Imported, config: Config, folder: RunFolder, reporter: Re
     if path.exists():
         store = SimulationStore.open(path)
         if store.rows == rows and not store.pending_shards():
-            return _counted(store)
+            return _counted(store, reporter, config.simulate.on_invalid)
         reporter.say(f"import: copying all {rows:,} rows anew; the store that is there is replaced when they are whole")
     fresh = path.with_name(f".{path.name}.partial")  # of a killed run it is removed when the folder is next in use
     with reporter.bar("import", rows, "rows") as meter:
         simulator.write(fresh, rows, meter)
     remove(path)
     fresh.rename(path)
-    return _counted(SimulationStore.open(path))
+    return _counted(SimulationStore.open(path), reporter, config.simulate.on_invalid)
 
 
-def _counted(store: SimulationStore) -> Numbers:
-    return {"rows": store.rows, **{f"rows_{name}": n for name, n in store.counts().items()}}
+def _counted(store: SimulationStore, reporter: Reporter, on_invalid: str) -> Numbers:
+    """Rows by status, and why some are not ok, said once."""
+    found = progress_of(store)
+    bad = store.rows - found.counts["ok"]
+    if bad:
+        kinds = ", ".join(f"{n:,} {name}" for name, n in found.counts.items() if n and name != "ok")
+        reason, (_, row) = next(iter(found.reasons.items()))
+        reporter.say(
+            f"simulate: {bad:,} of {store.rows:,} rows are not ok ({kinds}; `on_invalid: {on_invalid}`), most of them "
+            f"like row {row}: {reason}",
+            style="yellow",
+        )
+    reasons = {"reasons": {reason: n for reason, (n, _) in found.reasons.items()}} if bad else {}
+    return {"rows": store.rows, **{f"rows_{name}": n for name, n in found.counts.items()}, **reasons}
 
 
 def _first_is_skipped(skip: Callable[[int], None], advance: Callable[[int], None]) -> Callable[[int], None]:

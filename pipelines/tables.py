@@ -199,8 +199,9 @@ def _timed(job: Job, rows: int) -> tuple[float, Draw, Arrays]:
     """
     simulate = BlockSimulator(job.simulator, job.prior, 0, job.protection, job.context)
     started = time.perf_counter()
-    draw, rng = simulate.draw(Block((0,), slice(0, min(rows, job.config.simulate.rows))))
-    outcome = simulate.together(draw, rng)
+    block = Block((0,), slice(0, min(rows, job.config.simulate.rows)))
+    draw, rng = simulate.draw(block)
+    outcome = simulate.together(block, draw, rng)
     if outcome.result is None:
         raise SimulatorError(outcome.reason)
     return (time.perf_counter() - started) / len(draw.theta), draw, outcome.result

@@ -73,7 +73,7 @@ def retry_failed(job: Job, folder: RunFolder, reporter: Reporter) -> None:
 
 def _repair(store: SimulationStore, damaged: list[int], run: RunFolder | None, reporter: Reporter) -> None:
     own = isinstance(store.attributes["campaign"].get("seed"), int)
-    if not own:
+    if not own and run is None:
         listed = ", ".join(map(str, damaged))
         raise StoreError(
             f"shards {listed} of {store.path} are damaged and cannot be simulated anew, because it was merged or imported: "

@@ -2,17 +2,21 @@
 
 Block b uses the generator of ``SeedSequence(seed, spawn_key=b)`` for its theta, context and base random numbers, in
 this order, and then for its one call of ``simulate``. When that call raises, crashes or overruns, row r is tried alone
-with ``spawn_key=(chunk, r, attempt)``, so that one bad row costs one row and the rest do not depend on it.
+with ``spawn_key=(chunk, r, attempt)``, so that one bad row costs one row and the rest do not depend on it. With a time
+limit rows are tried alone from the start: a block that overran would tell neither which row did, nor the same twice.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.layout import Block
 from ..data.records import FAILED, INVALID, OK, TIMEOUT, Records, no_reasons
@@ -22,6 +26,7 @@ from .guard import Outcome, attempt, guarded
 from .prior import Prior
 
 _LONGEST_REASON = 500
+_GLOBAL = 2**32 - 1  # begins the keys of what seeds global generators; no chunk has this number
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Protection:
     """What a campaign does about rows that fail.
 
     Attributes:
-        seconds: Time limit of a row; of a block, as many times that as it has rows. None for none.
+        seconds: Time limit of a row; rows are then simulated one by one. None for none.
         retries: How often a row that failed is tried again, with other random numbers.
         isolate: Whether to simulate in a child process, which may crash.
     """
@@ -109,7 +114,7 @@ class BlockSimulator:
 
     def _simulate(self, block: Block, draw: Draw, rng: np.random.Generator) -> Records:
         started = time.perf_counter()
-        outcome: Outcome[int, Arrays] = Outcome(0, None) if self._one_by_one else self.together(draw, rng)
+        outcome: Outcome[int, Arrays] = Outcome(0, None) if self._one_by_one else self.together(block, draw, rng)
         if outcome.result is None:
             return self._rows(block, draw, range(block.length), 0)
         seconds = (time.perf_counter() - started) / block.length
@@ -122,16 +127,16 @@ class BlockSimulator:
 
     @property
     def _one_by_one(self) -> bool:
-        return bool(getattr(self.simulator, "per_row", False))
+        return bool(getattr(self.simulator, "per_row", False)) or self.protection.seconds is not None
 
-    def together(self, draw: Draw, rng: np.random.Generator) -> Outcome[int, Arrays]:
+    def together(self, block: Block, draw: Draw, rng: np.random.Generator) -> Outcome[int, Arrays]:
         """All rows of a block in one call."""
 
         def task(_: int) -> Arrays:
-            return self._called(draw, slice(None), rng)
+            return self._called(draw, slice(None), rng, block.key)
 
         limit = self.protection.seconds
-        outcome = next(self._outcomes(task, [0], None if limit is None else limit * len(draw.theta)))
+        outcome = next(self._outcomes(task, [0], None if limit is None else limit * block.length))
         self.crashed |= outcome.crashed
         return outcome
 
@@ -151,9 +156,9 @@ class BlockSimulator:
 
         def task(row: int) -> tuple[Arrays, float]:
             chunk, offset = block.key[0], block.key[1] if len(block.key) > 1 else 0
-            rng = self._generator((chunk, offset + row, trial))
+            key = (chunk, offset + row, trial)
             started = time.perf_counter()
-            x = self._called(draw, slice(row, row + 1), rng)
+            x = self._called(draw, slice(row, row + 1), self._generator(key), key)
             return x, time.perf_counter() - started
 
         failed = []
@@ -174,11 +179,12 @@ class BlockSimulator:
                 records.x[name][row] = values[0]
         return failed
 
-    def _called(self, draw: Draw, rows: slice, rng: np.random.Generator) -> Arrays:
+    def _called(self, draw: Draw, rows: slice, rng: np.random.Generator, key: tuple[int, ...]) -> Arrays:
         """x of some rows, from copies: what a simulator does to its arguments is its own affair."""
         context = {name: values[rows].copy() for name, values in draw.context.items()}
         u = None if draw.u is None else draw.u[rows].copy()
-        return simulate_checked(self.simulator, draw.theta[rows].copy(), rng, context, u)
+        with _seeded(np.random.SeedSequence(self.seed, spawn_key=(_GLOBAL, *key))):
+            return simulate_checked(self.simulator, draw.theta[rows].copy(), rng, context, u)
 
     def _outcomes(
         self,
@@ -202,6 +208,25 @@ class BlockSimulator:
 
     def _generator(self, key: tuple[int, ...]) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+
+@contextmanager
+def _seeded(seeds: np.random.SeedSequence) -> Iterator[None]:
+    """Seed the global generators for a call, and leave them as they were.
+
+    For simulators that draw from those in spite of their contract: in forked children they would all draw the same.
+    """
+    words = seeds.generate_state(4)
+    before, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        random.seed(int(words[0]))
+        np.random.seed(words)  # noqa: NPY002
+        torch.manual_seed(int(words[1]))
+        try:
+            yield
+        finally:
+            random.setstate(before)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def draw_theta(prior: Prior, rows: int, group_size: int, rng: np.random.Generator) -> np.ndarray:

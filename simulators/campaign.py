@@ -28,7 +28,7 @@ from .base import ContextPrior, HasBaseNumbers, Simulator, context_of, describe
 from .block import BlockSimulator, Protection, attempts_of, draw_theta, group_size_of
 from .prior import Prior
 from .probe import probe
-from .trail import Trail, filling
+from .trail import Trail, filling, left_over
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +191,11 @@ def simulate(
         _note_attempts(store, attempts_of(simulator, protection))
         if on_invalid == "fail":
             _require_none_bad(store)
+        if left_over(store.path):
+            logger.warning(
+                "the last attempt ended inside a block, which is now simulated in a child process; if the simulator crashed "
+                "it, `simulate: {isolate: true}` confines it from the start"
+            )
         pending = store.pending_shards()
         progress(store.rows - sum(store.layout.shard_length(shard) for shard in pending))
         _fill(task, store, pending, executor, on_invalid, progress)

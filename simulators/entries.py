@@ -238,7 +238,11 @@ def _examined(named: str, law: OwnClass, size: int) -> dict[str, Any]:
     first, second = _seeded(made), _seeded(made)
     if not torch.equal(first, second):
         raise PriorError(f"{named} must draw from torch's generator alone; two draws after one seed differ")
-    if not (torch.isfinite(first).all() and support.check(first).all() and torch.isfinite(made.log_prob(first)).all()):
+    try:
+        density = made.log_prob(first)
+    except NotImplementedError as error:
+        raise PriorError(f"{named} needs a `log_prob`: it has none") from error
+    if not (torch.isfinite(first).all() and support.check(first).all() and torch.isfinite(density).all()):
         raise PriorError(f"{named} must draw finite numbers inside its `support`, with a finite `log_prob`")
     source = {"source": _source(law.kind)}
     if size == 1 and not made.event_shape and _has_cdf(made):

@@ -95,7 +95,8 @@ def _p_value(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _simulated(simulate: BlockSimulator, draw: Draw, seed: int | tuple[int, ...]) -> Arrays | None:
-    return simulate.together(draw, np.random.default_rng(seed)).result
+    block = Block((0,), slice(0, len(draw.theta)))
+    return simulate.together(block, draw, np.random.default_rng(seed)).result
 
 
 def _same(left: Arrays, right: Arrays, rows: slice) -> bool:

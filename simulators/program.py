@@ -8,7 +8,9 @@ file or from what it printed. A call that fails raises; the campaign keeps the r
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +29,8 @@ from .prior import Prior
 from .process import Ended, run_program
 from .scratch import Scratch
 from .template import Template
+
+logger = logging.getLogger(__name__)
 
 _STDOUT = "stdout"
 _MOST_PRINTED = 1 << 28  # bytes
@@ -107,8 +111,20 @@ class Program:
         self._copied = [self._existing(name, "files") for name in self.files]
         self._input = _Input(self.input, self._folder, known - {"input"}) if input else None
         self._check_renders()
+        self._tell_unused()
         self.source = self._fingerprint()
         self.observables = _variables(observables) if observables is not None else self._probed()
+
+    def _tell_unused(self) -> None:
+        """A parameter that never reaches the program would be inferred from nothing."""
+        text = self.command + (self._input.text if self._input else "")
+        unused = [name for name in self.prior.names if not re.search(rf"{{{name}\W", text)]
+        if unused and not self.batch:
+            logger.warning(
+                "`command` and `input` do not use %s: write {%s} where it belongs, or leave it out of `prior`",
+                ", ".join(unused),
+                unused[0],
+            )
 
     @property
     def per_row(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..data.store import SimulationStore
 
 _RECENT_SHARDS = 8
 _MOST_REASONS = 5
+_NUMBER = re.compile(r"-?\d+\.\d+(e[-+]?\d+)?|\d{4,}")  # in which reasons of one kind differ; exit codes are shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class CampaignProgress:
         row_seconds: Mean time a row took, in the process that simulated it.
         rate: Rows per second over the last shards; 0 before there are two.
         seconds_left: At that rate; None when unknown or done.
-        reasons: Why rows are not ok, the most frequent first: text → (rows, one of them).
+        reasons: Why rows are not ok, the most frequent first: an example → (rows that differ from it in numbers only,
+            the first of them).
     """
 
     counts: dict[str, int]
@@ -63,13 +66,18 @@ def _rate(store: SimulationStore) -> float:
 
 def _reasons(store: SimulationStore) -> dict[str, tuple[int, int]]:
     bad = np.flatnonzero(np.isin(store.status, (INVALID, FAILED, TIMEOUT)))
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[str, int, int]] = {}
     shards = np.unique(bad // store.layout.shard)
     for shard in shards:
         rows = store.layout.shard_rows(int(shard))
         reasons = store.reasons(rows)
         for row in bad[(bad >= rows.start) & (bad < rows.stop)]:
             reason = str(reasons[row - rows.start])
-            count, first = found.get(reason, (0, int(row)))
-            found[reason] = (count + 1, first)
-    return dict(sorted(found.items(), key=lambda item: -item[1][0])[:_MOST_REASONS])
+            kind = _NUMBER.sub("#", reason)
+            example, count, first = found.get(kind, (reason, 0, int(row)))
+            found[kind] = (example, count + 1, first)
+    ordered = sorted(found.values(), key=lambda item: -item[1])
+    shown = {example: (count, first) for example, count, first in ordered[:_MOST_REASONS]}
+    rest = ordered[_MOST_REASONS:]
+    other = {f"{len(rest)} other reasons": (sum(n for _, n, _ in rest), rest[0][2])} if rest else {}
+    return shown | other

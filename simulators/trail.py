@@ -58,6 +58,11 @@ class Trail:
             self._folder.rmdir()
 
 
+def left_over(store: Path) -> int:
+    """How many blocks were begun and did not end, by a process that is gone."""
+    return len(list((store / ".campaign").glob("shard-*")))
+
+
 @contextmanager
 def filling(store: SimulationStore, *, alone: bool = False) -> Iterator[None]:
     """Hold the store while it is filled; sweep what killed writers left if nobody else holds it.

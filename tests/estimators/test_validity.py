@@ -84,3 +84,15 @@ def test_there_must_be_something_to_learn(tmp_path: Path) -> None:
     store = simulate(GaussianLinear(), 100, tmp_path / "s.zarr")
     with pytest.raises(ShapeError, match=r"of 100 in .* all are valid"):
         learn_validity(store)
+
+
+def test_a_sharp_border_is_learned_from_few_rows(tmp_path: Path) -> None:
+    class Half(GaussianLinear):
+        def simulate(self, theta, rng, context=None):
+            x = super().simulate(theta, rng)["x"]
+            return {"x": np.where(theta[:, :1] > 0, np.nan, x)}
+
+    validity = learn_validity(simulate(Half(), 1000, tmp_path / "s.zarr", seed=1))
+    draws = validity.sample(2000, np.random.default_rng(0))
+    assert (draws[:, 0] > 0).mean() < 0.06
+    assert validity.log_prob(draws[:5]).shape == (5,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from simfer.data.errors import ContractError, CorruptStoreError, SimulatorError, StoreError
 from simfer.data.records import FAILED, INVALID, OK, TIMEOUT
@@ -83,8 +85,9 @@ def test_a_fault_costs_its_own_row_and_no_other(
     assert 1 <= bad(store).sum() <= 20
     np.testing.assert_array_equal(store.status, np.where(bad(store), status, OK))
     np.testing.assert_array_equal(store.reasons(), np.where(bad(store), reason, ""))
-    plain = simulate(Faulty(), 200, tmp_path / "plain.zarr", seed=3)
-    np.testing.assert_array_equal(store.read()[1]["x"], plain.read()[1]["x"])
+    if protection.seconds is None:  # with a limit, every row is simulated alone
+        plain = simulate(Faulty(), 200, tmp_path / "plain.zarr", seed=3)
+        np.testing.assert_array_equal(store.read()[1]["x"], plain.read()[1]["x"])
     verify(store)
 
 
@@ -340,3 +343,34 @@ def test_groups_are_not_cut_by_the_end_of_a_campaign(tmp_path: Path) -> None:
     records = simulate(Galaxies(), 304, tmp_path / "s.zarr", block=40).read_records()
     assert records.group is not None
     assert len(np.unique(np.column_stack([records.group, records.theta]), axis=0)) == 304 // 4
+
+
+class Legacy(TwoMoons):
+    """Draws from the global generators, which forked children share."""
+
+    def simulate(self, theta, rng, context=None):
+        noise = np.random.standard_normal(theta.shape) + random.random() + torch.rand(1).item()  # noqa: NPY002
+        return {"x": theta + noise}
+
+
+def test_global_generators_give_every_row_its_own_noise_and_any_executor_the_same(tmp_path: Path) -> None:
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    guarded = simulate(Legacy(), 400, tmp_path / "guarded.zarr", protection=Protection(isolate=True))
+    inline = simulate(Legacy(), 400, tmp_path / "inline.zarr")
+    theta, x = guarded.read()
+    assert len(np.unique(x["x"] - theta)) == 800
+    assert guarded.digest() == inline.digest()
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_one_row_that_hangs_costs_its_own_time_limit(tmp_path: Path) -> None:
+    class HangsOnce(TwoMoons):
+        def simulate(self, theta, rng, context=None):
+            if (theta[:, 0] > 0.999).any():
+                time.sleep(3600)
+            return super().simulate(theta, rng)
+
+    started = time.monotonic()
+    store = simulate(HangsOnce(), 1000, tmp_path / "s.zarr", protection=Protection(seconds=5.0), block=1000)
+    assert store.counts()["timeout"] >= 1
+    assert time.monotonic() - started < 5.0 * store.counts()["timeout"] + 500  # and not 5 s for each of 1,000 rows
