@@ -110,7 +110,8 @@ list(guarded(stuck, [0], None))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child that is stuck in C outlives its parent")
 def test_a_child_stuck_in_c_dies_with_a_killed_parent(tmp_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN, str(tmp_path / "pid")])
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # who is killed cannot tidy up
+    parent = subprocess.Popen([sys.executable, "-c", ORPHAN, str(tmp_path / "pid")], env=environment)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline
