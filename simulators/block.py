@@ -217,16 +217,16 @@ def _seeded(seeds: np.random.SeedSequence) -> Iterator[None]:
     For simulators that draw from those in spite of their contract: in forked children they would all draw the same.
     """
     words = seeds.generate_state(4)
-    before, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        random.seed(int(words[0]))
-        np.random.seed(words)  # noqa: NPY002
-        torch.manual_seed(int(words[1]))
-        try:
-            yield
-        finally:
-            random.setstate(before)
-            np.random.set_state(legacy)  # noqa: NPY002
+    before, legacy, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(int(words[0]))
+    np.random.seed(words)  # noqa: NPY002
+    torch.default_generator.manual_seed(int(words[1]))  # torch.manual_seed would queue work for CUDA on every call
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(tensors)
 
 
 def draw_theta(prior: Prior, rows: int, group_size: int, rng: np.random.Generator) -> np.ndarray:

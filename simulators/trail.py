@@ -24,7 +24,9 @@ class Trail:
     def __init__(self, store: Path, shard: int) -> None:
         self._folder = store / ".campaign"
         self._note = self._folder / f"shard-{shard}"
-        self._suspect = self._note.read_text(encoding="utf-8").strip() if self._note.exists() else ""
+        self._suspect = ""
+        with suppress(FileNotFoundError):
+            self._suspect = self._note.read_text(encoding="utf-8").strip()
         self._open: int | None = None
 
     @property
@@ -36,9 +38,10 @@ class Trail:
         return self._suspect == str(block.key)
 
     def begin(self, block: Block) -> None:
-        if self._open is None:
+        while self._open is None:
             self._folder.mkdir(exist_ok=True)
-            self._open = os.open(self._note, os.O_WRONLY | os.O_CREAT)
+            with suppress(FileNotFoundError):  # another filler has just removed the empty folder
+                self._open = os.open(self._note, os.O_WRONLY | os.O_CREAT)
         os.pwrite(self._open, f"{block.key!s:40}".encode(), 0)  # in place: to open and truncate costs milliseconds
 
     def mark_fragile(self) -> None:
