@@ -117,7 +117,7 @@ VIOLATIONS: dict[str, tuple[Any, str, str]] = {
     "another dtype": (
         _with(lambda t, r: {"x": _noise(t, r)}, observables=Variables([Variable("x", (2,), "int32")])),
         "test_shapes_dtypes_and_names",
-        "must be int32, as observables say; got float64",
+        "must return whole numbers of int32 as `x`",
     ),
     "mostly NaN": (
         _with(lambda t, r: {"x": np.where(t[:, :1] > 0, np.nan, _noise(t, r))}),
