@@ -1,0 +1,135 @@
+"""Posteriors that are a density network: exact draws, no rejection, `log_prob` normalised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.errors import ShapeError, UnsupportedError
+from ..data.variables import Variables
+from ..simulators.prior import Prior
+from .base import Posterior, XLike, seeded
+from .settings import EstimatorSettings
+
+_ROWS_AT_ONCE = 2**17  # draws × observations in one pass: bounds memory, costs no speed
+
+
+@runtime_checkable
+class DirectEstimator(Protocol):
+    """An estimator of q(theta | x) itself: a density over the prior's unconstrained space z."""
+
+    prior: Prior
+    observables: Variables
+    settings: EstimatorSettings
+
+    def condition(self, x: dict[str, Tensor]) -> Float[Tensor, "rows context"]:
+        """What the density is conditioned on."""
+
+    def density(self, context: Float[Tensor, "rows context"]) -> Any:
+        """q(z | x) as a torch distribution of batch shape ``(rows,)`` and event shape ``(parameter,)``."""
+
+
+def log_prob(
+    estimator: DirectEstimator, theta: Tensor, context: Float[Tensor, "rows context"]
+) -> Float[Tensor, "*sample rows"]:
+    """log q(theta | x) given the density's context, in float64; -inf outside the support."""
+    z = estimator.prior.to_unconstrained(theta)
+    return estimator.density(context).log_prob(z.float()).double() + estimator.prior.log_abs_det(theta.double(), z)
+
+
+class DirectPosterior(Posterior):
+    """The trained density itself.
+
+    Args:
+        estimator: Is put into evaluation mode.
+    """
+
+    def __init__(self, estimator: DirectEstimator) -> None:
+        self.estimator, self.network = estimator, _network(estimator)
+        self.observables = estimator.observables
+        self.prior = estimator.prior
+        self.imputes = estimator.settings.impute
+
+    def sample_batched(
+        self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None, show_progress_bars: bool = False
+    ) -> Float[Tensor, "*sample_shape observation parameter"]:
+        with torch.no_grad(), seeded(seed):
+            context = self._context(x)
+            parts = [
+                self._theta(self.estimator.density(context).sample((n,))) for n in _portions(sample_shape, context)
+            ]
+            return torch.cat(parts).reshape(*sample_shape, len(context), -1)
+
+    def sample_with_log_prob(
+        self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None
+    ) -> tuple[Float[Tensor, "*sample_shape observation parameter"], Float[Tensor, "*sample_shape observation"]]:
+        with torch.no_grad(), seeded(seed):
+            context = self._context(x)
+            parts = [self._with_log_prob(n, context) for n in _portions(sample_shape, context)]
+            theta, lp = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            shape = (*sample_shape, len(context))
+            return theta.reshape(*shape, -1), lp.reshape(shape)
+
+    def log_prob_batched(
+        self, theta: Float[Tensor, "*sample_shape observation parameter"], x: XLike, track_gradients: bool = False
+    ) -> Float[Tensor, "*sample_shape observation"]:
+        with torch.set_grad_enabled(track_gradients):
+            context = self._context(x)
+            theta = torch.as_tensor(theta).to(context.device)
+            if theta.shape[-2:] != (len(context), self.prior.dim):
+                raise ShapeError(
+                    f"`theta` must have shape (*sample, {len(context)} observations, {self.prior.dim} parameters); "
+                    f"got {tuple(theta.shape)}"
+                )
+            flat = theta.reshape(-1, *theta.shape[-2:])
+            parts = [log_prob(self.estimator, part, context) for part in flat.split(_draws_at_once(context))]
+            return torch.cat(parts).reshape(theta.shape[:-1])
+
+    def rsample(self, sample_shape: Sequence[int], x: XLike) -> Float[Tensor, "*sample_shape observation parameter"]:
+        flow = self.estimator.density(self._context(x))
+        if not flow.has_rsample:
+            kind = self.estimator.settings.flow.kind
+            raise UnsupportedError(f"`rsample` needs a reparametrised density; `{kind}` has none: use nsf or maf")
+        return self._theta(flow.rsample(torch.Size(sample_shape)))
+
+    def to(self, device: str | torch.device) -> DirectPosterior:
+        self.network.to(device)
+        return self
+
+    def _context(self, x: XLike) -> Tensor:
+        device = next(self.network.parameters()).device
+        return self.estimator.condition({name: values.to(device) for name, values in self._rows(x).items()})
+
+    def _theta(self, z: Tensor) -> Tensor:
+        return self.prior.from_unconstrained(z)
+
+    def _with_log_prob(self, draws: int, context: Tensor) -> tuple[Tensor, Tensor]:
+        flow = self.estimator.density(context)
+        if not hasattr(flow, "rsample_and_log_prob"):  # zuko's mixture
+            theta = self._theta(flow.sample((draws,)))
+            return theta, log_prob(self.estimator, theta, context)
+        z, lp = flow.rsample_and_log_prob((draws,))
+        theta = self._theta(z)
+        return theta, lp.double() + self.prior.log_abs_det(theta, z.double())
+
+
+def _draws_at_once(context: Tensor) -> int:
+    return max(1, _ROWS_AT_ONCE // len(context))
+
+
+def _portions(sample_shape: Sequence[int], context: Tensor) -> Iterator[int]:
+    """How many draws to take at a time."""
+    left, most = math.prod(sample_shape), _draws_at_once(context)
+    while left > 0:
+        yield min(left, most)
+        left -= most
+
+
+def _network(estimator: DirectEstimator) -> nn.Module:
+    assert isinstance(estimator, nn.Module)
+    return estimator.eval()
