@@ -18,6 +18,7 @@ import torch
 from .batch import Batch
 from .errors import ShapeError
 from .memory import default_budget
+from .position import Position
 from .store import SimulationStore
 from .streaming import StoredRows, StreamedBatches, usable_rows
 from .variables import Arrays
@@ -47,7 +48,7 @@ class Loader(Protocol):
     def to(self, device: torch.device) -> None: ...
 
 
-class WholeBatches:
+class WholeBatches(Position):
     """Shuffled batches of rows that sit in memory, on whatever device.
 
     Args:
@@ -77,8 +78,6 @@ class WholeBatches:
         self.seed = seed
         self.rank, self.world = rank, world
         self.resident = resident
-        self.epoch = 0
-        self.consumed = 0
 
     def __len__(self) -> int:
         first, last = self._share()
@@ -86,8 +85,7 @@ class WholeBatches:
         return full + (rest > 0 and self.seed is None)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.consumed >= len(self):
-            self.epoch, self.consumed = self.epoch + 1, 0
+        self.begin(len(self))
         first, last = self._share()
         order = self._order()
         for step in range(self.consumed, len(self)):
@@ -95,17 +93,6 @@ class WholeBatches:
             start = first + step * self.batch_size
             part = slice(start, min(start + self.batch_size, last))
             yield self.rows.select(part if order is None else order[part])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch; batches consumed count only if it is the one they were consumed in."""
-        if epoch != self.epoch:
-            self.epoch, self.consumed = epoch, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "consumed": self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.consumed = state["epoch"], state["consumed"]
 
     def to(self, device: torch.device) -> None:
         """Keep all rows on ``device`` from now on, if they are to be resident."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .batch import Batch
 from .errors import ShapeError, StoreError
+from .position import Position
 from .records import INVALID, OK
 from .shards import ChunkReader
 from .store import SimulationStore, require_whole
@@ -136,7 +137,7 @@ class StoredRows:
         np.copyto(place, values[wanted], casting="same_kind")
 
 
-class StreamedBatches(IterableDataset[Batch]):
+class StreamedBatches(Position, IterableDataset[Batch]):
     """Batches of stored rows; every one of them once an epoch.
 
     Args:
@@ -163,8 +164,6 @@ class StreamedBatches(IterableDataset[Batch]):
         self.batch_size = min(batch_size, rows.rows // world)
         if self.batch_size < 1:
             raise ShapeError(f"`rows` must be at least one for each of {world} processes; got {rows.rows}")
-        self.epoch = 0
-        self.consumed = 0
 
     def __len__(self) -> int:
         first, last = self._share()
@@ -172,22 +171,10 @@ class StreamedBatches(IterableDataset[Batch]):
         return full + (rest > 0 and self.seed is None)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.consumed >= len(self):
-            self.epoch, self.consumed = self.epoch + 1, 0
+        self.begin(len(self))
         for batch in self._batches(self.consumed * self.batch_size):
             self.consumed += 1
             yield batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch; batches consumed count only if it is the one they were consumed in."""
-        if epoch != self.epoch:
-            self.epoch, self.consumed = epoch, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "consumed": self.consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.consumed = state["epoch"], state["consumed"]
 
     def to(self, device: torch.device) -> None:
         """Nothing: batches are moved, one by one."""

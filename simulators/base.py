@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..data.errors import ContractError
-from ..data.files import fingerprint
 from ..data.variables import Arrays, Variables
 from .prior import Prior
+from .source import source_hash
 
 
 @runtime_checkable
@@ -173,7 +172,7 @@ def _cast(simulator: str, name: str, array: np.ndarray, dtype: np.dtype[Any]) ->
 
 
 def describe(simulator: Any) -> dict[str, Any]:
-    """What tells one simulator, or one context, from another: class, version, arguments and a hash of its source."""
+    """What tells one simulator, or one context, from another: class, version, arguments and a hash of its code."""
     kind = type(simulator)
     left_out = getattr(simulator, "operational", ())
     arguments = {
@@ -185,7 +184,7 @@ def describe(simulator: Any) -> dict[str, Any]:
         "class": f"{kind.__module__}:{kind.__qualname__}",
         "version": str(getattr(simulator, "version", "")),
         "arguments": arguments,
-        "source": _source_hash(kind),
+        "source": source_hash(kind),
     }
 
 
@@ -203,12 +202,3 @@ def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     finite = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
     return value if finite else str(value)
-
-
-def _source_hash(kind: type) -> str:
-    try:
-        path = inspect.getsourcefile(kind)
-        text = Path(path).read_text(encoding="utf-8") if path else ""
-    except (OSError, TypeError):  # defined in an interactive session, which has no file
-        text = kind.__qualname__
-    return fingerprint(text)[:16]

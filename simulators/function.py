@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from ..data.errors import ContractError, SimulatorError
-from ..data.files import fingerprint
 from ..data.variables import Variable, Variables
 from .prior import Prior
+from .source import source_hash
 
 _ROWS = ("batch", "vector", "named")
 
@@ -42,7 +40,7 @@ class FunctionSimulator:
         self.prior = prior
         self.rows = rows
         self.function = getattr(function, "__qualname__", type(function).__qualname__)
-        self.source = _source_hash(function)
+        self.source = source_hash(function)
         self.observations = dict(observations)
         self.observables = observables or self._inferred()
 
@@ -159,13 +157,3 @@ def _found(module: str, name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
-
-
-def _source_hash(function: Callable[..., Any]) -> str:
-    """Of the whole file, since what the function calls decides too; of the name where there is no file."""
-    try:
-        path = inspect.getsourcefile(inspect.unwrap(function))
-        text = Path(path).read_text(encoding="utf-8") if path else ""
-    except (OSError, TypeError):  # typed into an interactive session, or built in
-        text = repr(getattr(function, "__qualname__", function))
-    return fingerprint(text)[:16]
