@@ -6,7 +6,8 @@ Means and sums of squares of two sets of rows A and B are merged by
     M = M_A + M_B + \delta^2 \frac{n_A n_B}{n},
 
 Chan, Golub & LeVeque (1983), The American Statistician 37, 242–247: as accurate as two passes, whatever the mean.
-Quantiles come from rows picked beforehand, uniformly without replacement.
+Quantiles come from rows picked beforehand, uniformly without replacement, or, where their number is not known beforehand,
+from every so many of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from .errors import ShapeError
 
 QUANTILE_ROWS = 10_000
+_QUANTILE_ENTRIES = 2**23  # torch takes no more than 16 million at once
 
 
 class Moments:
@@ -94,3 +96,36 @@ def stream_statistics(
         raise ShapeError(f"`rows` must be the number of rows in all parts, {seen}; got {rows}")
     quantiles = torch.cat(kept).nanquantile(torch.tensor(levels, dtype=torch.float64), 0)
     return Statistics(moments.mean, moments.sd, quantiles)
+
+
+class Thinned:
+    """Every row, every second, every fourth, …: no more than ``most``, whatever portions they come in.
+
+    Args:
+        most: Rows kept at most; more than half as many are, if there were.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.every, self.seen = most, 1, 0
+        self._kept: list[Tensor] = []
+
+    def update(self, values: Float[Tensor, "_ column"]) -> None:
+        self._kept.append(values[-self.seen % self.every :: self.every].clone())
+        self.seen += len(values)
+        while sum(map(len, self._kept)) > self.most:
+            self._kept = [torch.cat(self._kept)[::2]]
+            self.every *= 2
+
+    @property
+    def rows(self) -> Float[Tensor, "_ column"]:
+        return torch.cat(self._kept)
+
+
+def column_quantiles(
+    values: Float[Tensor, "_ column"], levels: Float[Tensor, "level"]
+) -> Float[Tensor, "level column"]:
+    """Quantiles of the finite entries of every column, in float64; 0 where there are none."""
+    values = values.double()
+    finite = values.where(values.isfinite(), torch.nan)
+    rows = max(1, _QUANTILE_ENTRIES // max(len(values), 1))
+    return torch.cat([part.nanquantile(levels, 0) for part in finite.split(rows, 1)], 1).nan_to_num(nan=0.0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from ..data import registry
 from ..data.errors import ModelFormatError, UnknownNameError, did_you_mean
@@ -15,6 +17,7 @@ from ..data.model import read_model, write_model
 from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Estimator, Posterior
+from .embeddings.own import with_classes
 from .settings import EstimatorSettings
 
 
@@ -63,16 +66,22 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
         return kind(prior, observables, settings)
 
 
-def load_model(folder: str | Path) -> Model:
-    """Load a model folder, on the CPU.
+def load_model(folder: str | Path, *, modules: Mapping[str, Callable[..., nn.Module]] | None = None) -> Model:
+    """Load a model folder, on the CPU. Nothing that its files name is imported.
+
+    Args:
+        folder: As `Model.save` wrote it.
+        modules: The classes of the user's own that the model is built of, by the names it has for them or by their own.
 
     Raises:
         MissingFileError: No model there.
-        ModelFormatError: Damaged, of another schema version, or of a method that is not installed.
+        ModelFormatError: Damaged, of another schema version, of a method that is not installed, or of a class that was not
+            handed over.
     """
     described, weights = read_model(Path(folder))
     try:
         settings = EstimatorSettings.model_validate(described["estimator"])
+        settings = settings.model_copy(update={"embedding": with_classes(settings.embedding, modules or {})})
         prior, observables = Prior.from_json(described["prior"]), Variables.from_json(described["observables"])
         estimator = build_estimator(prior, observables, settings)
         estimator.load_state_dict(weights)

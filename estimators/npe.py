@@ -25,7 +25,7 @@ from .base import Estimator
 from .direct import DirectPosterior, log_prob
 from .embeddings import build_embedding
 from .flows import build_flow
-from .preprocess import Preprocess
+from .preprocess import build_preprocess
 from .settings import EstimatorSettings
 
 
@@ -35,8 +35,8 @@ class NPE(Estimator):
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__(prior, observables, settings)
         self.prior, self.observables, self.settings = prior, observables, settings
-        self.preprocess = Preprocess(observables, settings.transforms, whiten=settings.whiten, impute=settings.impute)
-        self.embedding, context = build_embedding(settings.embedding, self.preprocess.features)
+        self.preprocess = build_preprocess(observables, settings)
+        self.embedding, context = build_embedding(settings.embedding, observables)
         self.flow = build_flow(settings.flow, prior.dim, context)
 
     @property

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-XTransform = Literal["identity", "log", "log1p", "sqrt", "arcsinh"]
+from ..data.errors import did_you_mean
+
+XTransform = Literal["identity", "log", "log1p", "sqrt", "arcsinh", "logit", "rank", "auto"]
+
+_DENSE = ("features", "hidden")
+_ATTENTION = ("features", "width", "layers", "heads", "mask", "channel_axis")
+_CONVOLUTION = ("features", "hidden", "channels", "kernel", "channel_axis")
+_OF_A_CLASS = frozenset({"mask", "channel_axis", "arguments"})
+NETWORK_OPTIONS: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "mlp": frozenset(_DENSE),
+    "resnet": frozenset({"features", "width", "layers"}),
+    "cnn1d": frozenset({*_CONVOLUTION, "mask"}),
+    "cnn2d": frozenset(_CONVOLUTION),
+    "resnet2d": frozenset(_CONVOLUTION),
+    "deep_set": frozenset({*_DENSE, "mask", "channel_axis"}),
+    "set_transformer": frozenset(_ATTENTION),
+    "transformer": frozenset(_ATTENTION),
+    "gru": frozenset({"features", "width", "layers", "mask", "channel_axis"}),
+}
+_OPTIONS = frozenset().union(_OF_A_CLASS, *NETWORK_OPTIONS.values()) - {*_DENSE}  # those two were always allowed
 
 
 class Settings(BaseModel):
@@ -35,18 +70,135 @@ class FlowSettings(Settings):
     components: PositiveInt = 8
 
 
-class EmbeddingSettings(Settings):
-    """What summarises x before the flow sees it.
+@dataclass(frozen=True, slots=True)
+class NamedModule:
+    """A network class of the user's own, and the name that files know it by.
 
     Attributes:
-        kind: ``mlp``, or ``none`` to give the standardised x as it is.
-        features: How many summaries.
-        hidden: Widths of the hidden layers.
+        name: ``module:Class`` or ``file.py:Class``.
+        build: Called with the shape of an observable and the `arguments`; gives a `torch.nn.Module`.
     """
 
-    kind: Literal["mlp", "none"] = "mlp"
+    name: str
+    build: Callable[..., Any]
+
+
+class NetworkSettings(Settings):
+    """One network and how what it sees is prepared. Options of other kinds than the one chosen must be left alone.
+
+    Attributes:
+        kind: ``mlp``, ``resnet``, or ``none`` for the standardised entries as they are; ``cnn1d``, ``transformer``, ``gru``
+            for series; ``cnn2d``, ``resnet2d`` for images; ``deep_set``, ``set_transformer`` for sets; or a class of
+            your own: ``module:Class``, ``file.py:Class``, in Python the class itself.
+        features: How many summaries.
+        hidden: Widths of the hidden dense layers: all there is of ``mlp``, those behind the convolutions, and those of both
+            networks of ``deep_set``.
+        channels: Widths of the convolutions; every one but the first halves the resolution.
+        kernel: Extent of the convolutions, an odd number.
+        width: Of the residual layers, of the members or steps that attend to each other, of the recurrent state.
+        layers: How many residual, attending or recurrent ones.
+        heads: Of attention; they divide ``width``.
+        mask: For sets and series of varying length: the observable that says how many members or steps are there, the
+            first so many, or which, by 0 and 1. What the others hold has no effect.
+        channel_axis: ``first`` or ``last``, for observables with an axis of channels: the first of images and the last of
+            sets and series when not given.
+        standardise: Whether mean and standard deviation are taken for every ``entry``, every ``channel`` or ``all`` of an
+            observable; as the network needs it when not given.
+        arguments: Of the constructor of a class of your own, behind the shape.
+    """
+
+    kind: str | InstanceOf[NamedModule] = "mlp"
     features: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 64)
+    channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
+    kernel: PositiveInt = 3
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    mask: str | None = None
+    channel_axis: Literal["first", "last"] | None = None
+    standardise: Literal["entry", "channel", "all"] | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The kind, in letters."""
+        return self.kind.name if isinstance(self.kind, NamedModule) else self.kind
+
+    @field_serializer("kind")
+    def _named(self, kind: str | NamedModule) -> str:
+        return kind.name if isinstance(kind, NamedModule) else kind
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _class(cls, kind: Any) -> Any:
+        return NamedModule(f"{kind.__module__}:{kind.__qualname__}", kind) if isinstance(kind, type) else kind
+
+    @field_validator("kind", mode="after")
+    @classmethod
+    def _known(cls, kind: str | NamedModule) -> str | NamedModule:
+        if isinstance(kind, str) and ":" not in kind and kind not in NETWORK_OPTIONS:
+            raise ValueError(f"unknown network `{kind}`; {did_you_mean(kind, NETWORK_OPTIONS)}; or module:Class")
+        return kind
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> NetworkSettings:
+        known = self._own_options()
+        for option in sorted(_OPTIONS - known):
+            if getattr(self, option) != type(self).model_fields[option].get_default(call_default_factory=True):
+                raise ValueError(f"`{option}` is no option of `{self.name}`; {did_you_mean(option, known)}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"`kernel` must be odd; got {self.kernel}")
+        if "heads" in known and self.width % self.heads:
+            raise ValueError(f"`width` must be a multiple of `heads` ({self.heads}); got {self.width}")
+        if "heads" in known and self.width % 2:
+            raise ValueError(f"`width` must be even; got {self.width}")
+        if self.standardise == "entry" and self.name in ("deep_set", "set_transformer"):
+            raise ValueError(
+                f"`standardise` must be channel or all for `{self.name}`, whose members are alike; got entry"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_options_of_others(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        kept = {*type(self).model_fields} - (_OPTIONS - self._own_options())
+        empty = {name for name in ("standardise", "observables", "head") if not getattr(self, name, None)}
+        return {name: value for name, value in dump(self).items() if name in kept - empty}
+
+    def _own_options(self) -> frozenset[str]:
+        return NETWORK_OPTIONS.get(self.name, _OF_A_CLASS)
+
+
+class EmbeddingSettings(NetworkSettings):
+    """What summarises x, context included, before the density sees it.
+
+    One network: of all of x as one vector (`none`, `mlp`, `resnet`), or of the one observable that has the axes it needs;
+    what it does not see, such as context, goes past it. Or one network for each of several observables.
+
+    Attributes:
+        observables: Observable → its network, in place of `kind` and its options.
+        head: A network over all that comes out: ``mlp`` or ``resnet``.
+    """
+
+    observables: dict[str, NetworkSettings] = Field(default_factory=dict)
+    head: NetworkSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> EmbeddingSettings:
+        if self.observables and self.kind != "mlp":
+            raise ValueError(f"`kind` must be left out where `observables` have networks of their own; got {self.name}")
+        if self.head and self.head.name not in ("mlp", "resnet"):
+            raise ValueError(f"`head` must be mlp or resnet; got {self.head.name}")
+        return self
+
+    def networks(self) -> list[NetworkSettings]:
+        """Those that look at observables."""
+        return [*self.observables.values()] or [self]
+
+    def replaced(self, kind: Callable[[NetworkSettings], str | NamedModule]) -> EmbeddingSettings:
+        """The same with another ``kind`` for every network that is a class of the user's own."""
+        seen = {name: _of_kind(network, kind) for name, network in self.observables.items()}
+        return _of_kind(self, kind).model_copy(update={"observables": seen})
 
 
 class DensitySettings(Settings):
@@ -105,3 +257,10 @@ class TrainingSettings(Settings):
     patience: NonNegativeInt = 15
     validation: float = Field(default=0.1, gt=0, lt=1)
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
+
+
+_Network = TypeVar("_Network", bound=NetworkSettings)
+
+
+def _of_kind(network: _Network, kind: Callable[[NetworkSettings], str | NamedModule]) -> _Network:
+    return network.model_copy(update={"kind": kind(network)}) if ":" in network.name else network

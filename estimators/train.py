@@ -21,6 +21,7 @@ from ..data.store import SimulationStore
 from ..data.streaming import StoredRows, usable_rows
 from ..data.variables import Arrays, Variable, Variables, check_finite
 from ..simulators.prior import Prior
+from .embeddings.own import imported, with_classes
 from .model import Model, build_estimator
 from .settings import EstimatorSettings, TrainingSettings
 from .training import EpochReport, Hardware, train_estimator
@@ -73,7 +74,7 @@ def train(
         CorruptStoreError: A checksum of the store does not fit; names the shard.
         ConfigError: Arrays are to be streamed.
     """
-    estimator, training = estimator or EstimatorSettings(), training or TrainingSettings()
+    estimator, training = _with_own_classes(estimator or EstimatorSettings()), training or TrainingSettings()
     hardware, where = hardware or Hardware(), _path(folder)
     if isinstance(theta, SimulationStore | str | Path):
         store = theta if isinstance(theta, SimulationStore) else SimulationStore.open(theta)
@@ -222,6 +223,12 @@ def _check_theta(theta: np.ndarray, prior: Prior) -> None:
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise ShapeError(f"`theta` must lie in the prior's support; row {row} does not: {theta[row]}")
+
+
+def _with_own_classes(settings: EstimatorSettings) -> EstimatorSettings:
+    """Classes in place of the names that the caller gave."""
+    embedding = with_classes(settings.embedding, imported(settings.embedding))
+    return settings.model_copy(update={"embedding": embedding})
 
 
 def _path(folder: str | Path | None) -> Path | None:

@@ -47,7 +47,7 @@ class Run:
     @property
     def model(self) -> Model:
         """The trained estimator, loaded from its folder."""
-        return load_model(self.folder / "model")
+        return load_model(self.folder / "model", modules=self._job.modules)
 
     @property
     def posterior(self) -> Posterior:
@@ -136,15 +136,19 @@ def run(
     return Run(job, folder.path)
 
 
-def load(folder: str | Path) -> Run | Model:
+def load(folder: str | Path, *, modules: Mapping[str, Any] | None = None) -> Run | Model:
     """Open a run folder or a model folder.
+
+    Args:
+        folder: Of a run or of a model.
+        modules: Classes of your own that a model's embedding is built of, by name; a model folder imports nothing.
 
     Raises:
         MissingFileError: Neither.
     """
     folder = Path(folder)
     if (folder / "model.json").is_file():
-        return load_model(folder)
+        return load_model(folder, modules=modules)
     if (folder / "config.yaml").is_file():
         return Run(_job_of(folder), folder)
     raise MissingFileError(f"no run and no model at {folder}: a run has `config.yaml`, a model has `model.json`")

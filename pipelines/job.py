@@ -11,7 +11,9 @@ from ..data.errors import ConfigError, did_you_mean
 from ..data.observations import read_observation
 from ..data.variables import Arrays, Variables
 from ..diagnostics.base import Check
-from ..estimators.preprocess import Preprocess
+from ..estimators.embeddings.own import absolute_names, imported
+from ..estimators.preprocess import Preprocess, build_preprocess
+from ..estimators.settings import EstimatorSettings
 from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
@@ -55,6 +57,11 @@ class Job:
         return Protection(simulate.timeout, simulate.retries, simulate.isolate)
 
     @property
+    def modules(self) -> dict[str, Any]:
+        """Networks of the user's own that the configuration names."""
+        return imported(self.config.train.embedding)
+
+    @property
     def conditions(self) -> Variables:
         """What the posterior is conditioned on: x and context."""
         return Variables([*self.simulator.observables, *(self.context.variables if self.context else ())])
@@ -94,6 +101,11 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     prior = simulator.prior if isinstance(simulator, Imported) else _prior(simulator, config, source.folder, found)
     with found.at("train", "transforms"):
         Preprocess(_conditions(simulator), config.train.transforms)
+    with found.at("train", "embedding"):
+        imported(config.train.embedding, source.folder)
+        build_preprocess(
+            _conditions(simulator), EstimatorSettings(embedding=config.train.embedding, whiten=config.train.whiten)
+        )
     with found.at("infer", "refine"):
         _require_likelihood(config, simulator)
     context, known = read_context(simulator, config.context, source.folder, found)
@@ -176,7 +188,9 @@ def _conditions(simulator: Simulator) -> Variables:
 def _absolute(config: Config, folder: Path) -> Config:
     """The same configuration with paths that hold from anywhere."""
     prior = {name: {**item, "dist": absolute(str(item.get("dist")), folder)} for name, item in config.prior.items()}
-    config = config.model_copy(update={"prior": prior, "simulator": absolute_simulator(config.simulator, folder)})
+    simulator, train = absolute_simulator(config.simulator, folder), config.train
+    train = train.model_copy(update={"embedding": absolute_names(train.embedding, folder)})
+    config = config.model_copy(update={"prior": prior, "simulator": simulator, "train": train})
     if isinstance(config.observation, str) and (folder / config.observation).exists():
         config = config.model_copy(update={"observation": str((folder / config.observation).resolve())})
     return config

@@ -215,7 +215,7 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     store = SimulationStore.open(folder / STORE)
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
-    model = load_model(folder / "model")
+    model = load_model(folder / "model", modules=job.modules)
     calibration = CalibrationSet.draw(model.posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
     calibration.save(folder / "calibration.zarr")
     results = [check(calibration) for check in job.checks]
@@ -243,7 +243,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         return {}
     config, observables, parameters = job.config, job.simulator.observables, job.prior.variables
     observed = {name: job.observation[name] for name in observables.names}
-    posterior = load_model(folder / "model").posterior
+    posterior = load_model(folder / "model", modules=job.modules).posterior
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
     theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
     refined = _refined(job, posterior, reporter)
