@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from .batch import Batch
+from .batch import Batch, require_float32
 from .errors import ShapeError
 from .memory import default_budget
 from .position import Position
@@ -192,9 +192,20 @@ def _fits(rows: Batch, device: torch.device) -> bool:
 
 
 def as_batch(theta: np.ndarray, x: Arrays) -> Batch:
-    """theta as a float64 and x as float32 tensors."""
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)) for name, values in x.items()}
+    """theta as a float64 and x as float32 tensors.
+
+    Raises:
+        NotFiniteError: Numbers that float32 cannot hold.
+    """
+    tensors = {name: torch.from_numpy(_float32(name, values)) for name, values in x.items()}
     return Batch(torch.from_numpy(np.ascontiguousarray(theta, dtype=np.float64)), tensors)
+
+
+def _float32(name: str, values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values, dtype=np.float32)
+    require_float32(name, values, cast)
+    return cast
 
 
 def valid_rows(store: SimulationStore, rows: slice | np.ndarray, *, impute: bool = False) -> tuple[np.ndarray, Arrays]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .batch import Batch
+from .batch import Batch, require_float32
 from .errors import ShapeError, StoreError
 from .position import Position
 from .records import INVALID, OK
@@ -126,15 +126,18 @@ class StoredRows:
         block = slice(piece.block * self.store.layout.block, (piece.block + 1) * self.store.layout.block)
         wanted = np.flatnonzero(self.keep[block])[piece.first : piece.last]
         for name, tensor in (("theta", into.theta), *into.x.items()):
-            self._read_array(self._readers[name], piece.block, wanted, tensor[start : start + piece.rows].numpy())
+            place = tensor[start : start + piece.rows].numpy()
+            self._read_array(name, self._readers[name], piece.block, wanted, place)
 
-    def _read_array(self, reader: ChunkReader, block: int, wanted: np.ndarray, place: np.ndarray) -> None:
+    def _read_array(self, name: str, reader: ChunkReader, block: int, wanted: np.ndarray, place: np.ndarray) -> None:
         if place.shape == reader.chunk and place.dtype == reader.dtype:
             reader.read(block, place)
             return
         values = np.empty(reader.chunk, reader.dtype)
         reader.read(block, values)
-        np.copyto(place, values[wanted], casting="same_kind")
+        with np.errstate(over="ignore"):
+            np.copyto(place, values[wanted], casting="same_kind")
+        require_float32(name, values[wanted], place)
 
 
 class StreamedBatches(Position, IterableDataset[Batch]):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..data.errors import ConfigError, NotFiniteError, ShapeError, did_you_mean
 from ..data.statistics import Moments, Thinned
 from ..data.variables import Variable, Variables
-from .embeddings.plan import FLAT, plan, scaling
+from .embeddings.base import FLAT
+from .embeddings.plan import plan, scaling
 from .settings import EstimatorSettings, XTransform
 from .structure import Scaling
 from .transforms import FUNCTIONS, SCORES, Shape, choose, knots, learn, log_slope, ranked, ranked_log_slope, transformed
@@ -36,7 +37,7 @@ Rows = Mapping[str, Tensor]
 
 
 def default_transform(variable: Variable) -> XTransform:
-    """log1p for counts, whose spread grows with their mean; identity for the rest."""
+    """What is kept unless another is much better: log1p for counts, whose spread grows with their mean; identity."""
     return "log1p" if variable.support.integer and variable.support.low >= 0 else "identity"
 
 
@@ -68,7 +69,7 @@ class Preprocess(nn.Module):
 
     Args:
         observables: What x consists of.
-        transforms: Observable → function; where not given, `default_transform`.
+        transforms: Observable → function; where not given, chosen from the training rows (`transforms.choose`).
         whiten: Whether features are rotated to their principal axes, each scaled to unit variance.
         impute: Whether entries that are not finite become 0, the mean, instead of going on as NaN.
         scaling: Observable → what is alike in it; where not given, nothing is.
@@ -293,13 +294,13 @@ class Preprocess(nn.Module):
             state_dict[f"{prefix}chosen"] = torch.tensor([_NAMES.index(kind) for kind in plain])
             state_dict[f"{prefix}shapes"] = Shape.plain(self.features).table()
             state_dict[f"{prefix}soft_from"] = torch.full((self.features,), torch.inf, dtype=torch.float64)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         names = (_NAMES[place] for place in self.chosen.tolist())
         self.transforms = dict(zip(self.observables.names, names, strict=True))
 
 
 def _declared(variable: Variable, transforms: Mapping[str, XTransform], masks: set[str]) -> XTransform:
-    return "identity" if variable.name in masks else transforms.get(variable.name, default_transform(variable))
+    return "identity" if variable.name in masks else transforms.get(variable.name, "auto")
 
 
 def _require_transform(name: str, observables: Variables, transforms: Mapping[str, XTransform]) -> None:

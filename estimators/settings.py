@@ -208,8 +208,9 @@ class DensitySettings(Settings):
         method: A registered estimator; ``npe``.
         flow: The density.
         embedding: The summary network.
-        transforms: Observable → function applied before standardisation. Where not given: ``log1p`` for counts,
-            ``identity`` for the rest.
+        transforms: Observable → function applied before standardisation; ``rank`` makes every entry normal. ``auto``, also
+            where nothing is given, chooses from the data: ``log1p`` for counts and ``identity`` for the rest, unless they
+            are far from normal and another function brings them much nearer.
         whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
     """

@@ -46,8 +46,7 @@ class Scaling:
             return None
         mask = x[self.mask]
         members = members_present(mask.reshape(len(mask), -1), variable.shape[self.member_axis])
-        shape = [1] * len(variable.shape)
-        shape[self.member_axis] = -1
+        shape = [n if axis == self.member_axis else 1 for axis, n in enumerate(variable.shape)]
         return members.reshape(-1, *shape).expand(-1, *variable.shape).reshape(-1, variable.size)
 
     @property

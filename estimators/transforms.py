@@ -27,7 +27,7 @@ SCORES = torch.linspace(-3, 3, 25, dtype=torch.float64)
 _LEVELS = 0.5 * (1 + torch.erf(SCORES / math.sqrt(2)))
 _TANGENT_FROM = 0.1  # of the distance between the end of the domain and the training row nearest to it
 
-NON_NORMAL = 0.1  # at least so much of the variance of normal scores must be left unexplained for a change by `auto`
+NON_NORMAL = 0.2  # at least so much of the variance of normal scores must be left unexplained for a change by `auto`
 GAIN = 0.5  # and at most so much of that after it
 
 Scores = Float[Tensor, "score group"]

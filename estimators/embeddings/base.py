@@ -45,25 +45,27 @@ def steps(shape: tuple[int, ...], settings: NetworkSettings) -> tuple[int, int]:
     """How many members or steps one row has, and how many channels each: ``(n,)`` has one channel."""
     if len(shape) == 1:
         return shape[0], 1
-    return shape if settings.channel_axis != "first" else shape[::-1]
+    first, second = shape
+    return (second, first) if settings.channel_axis == "first" else (first, second)
 
 
 def as_steps(x: Float[Tensor, "rows *shape"], settings: NetworkSettings) -> Float[Tensor, "rows step channel"]:
     """Members or steps first, channels last."""
     if x.ndim == 2:
         return x[..., None]
-    return x if settings.channel_axis != "first" else x.transpose(1, 2)
+    return x.transpose(1, 2) if settings.channel_axis == "first" else x
 
 
 def image(shape: tuple[int, ...], settings: NetworkSettings) -> tuple[int, int, int]:
     """Channels, rows and columns of one image: ``(rows, columns)`` has one channel."""
     if len(shape) == 2:
-        return 1, *shape
-    return shape if settings.channel_axis != "last" else (shape[2], shape[0], shape[1])
+        return 1, shape[0], shape[1]
+    first, second, third = shape
+    return (third, first, second) if settings.channel_axis == "last" else (first, second, third)
 
 
 def as_image(x: Float[Tensor, "rows *shape"], settings: NetworkSettings) -> Float[Tensor, "rows channel height width"]:
     """Channels first, as torch's convolutions take them."""
     if x.ndim == 3:
         return x[:, None]
-    return x if settings.channel_axis != "last" else x.movedim(-1, 1)
+    return x.movedim(-1, 1) if settings.channel_axis == "last" else x

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..settings import NetworkSettings
 
 
-class MLP(zuko.nn.MLP):
+class MLP(zuko.nn.MLP):  # type: ignore[misc]
     """Dense layers of widths ``hidden``."""
 
     def __init__(self, shape: tuple[int, ...], settings: NetworkSettings) -> None:

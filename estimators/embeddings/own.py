@@ -52,7 +52,7 @@ class Own(nn.Module):
         if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != 2:
             got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise ShapeError(
-                f"`{settings.name}` must give (rows, features) for x of shape (rows, *{shape}); got {got} for 2 rows"
+                f"`{settings.name}` must give (rows, features) for x of shape {('rows', *shape)}; got {got} for 2 rows"
             )
         return given.shape[1]
 

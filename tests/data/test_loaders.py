@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+import simfer
 from simfer.data.batch import Batch
-from simfer.data.errors import ShapeError
+from simfer.data.errors import NotFiniteError, ShapeError
 from simfer.data.layout import Layout
-from simfer.data.loaders import Loader, Portions, WholeBatches, valid_rows
+from simfer.data.loaders import Loader, Portions, WholeBatches, as_batch, valid_rows
 from simfer.data.records import OK, Records, Schema
 from simfer.data.store import SimulationStore
+from simfer.data.streaming import StoredRows
 from simfer.data.variables import Arrays, Variable, Variables
 
 
@@ -121,3 +123,20 @@ def test_rows_from_all_over_a_store_are_read_without_those_between_and_keep_thei
     for name, values in expected.items():
         assert x[name].dtype == values.dtype
         np.testing.assert_array_equal(x[name], values[wanted])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_numbers_that_float32_cannot_hold_are_refused(scale: float, line, tmp_path: Path) -> None:
+    """From arrays and from a store; a few that become 0 among others are not."""
+    theta = np.zeros((4, 2))
+    with pytest.raises(
+        NotFiniteError, match=r"`x\['y'\]` must be numbers that float32 can hold, .*: choose another unit"
+    ):
+        as_batch(theta, {"y": scale * np.arange(4.0)})
+    assert as_batch(theta, {"y": np.array([1.0, 1e-300, np.nan, np.inf])}).x["y"].tolist()[1] == 0.0
+    monstrous = type(
+        "Monstrous", (type(line),), {"simulate": lambda self, theta, rng, context=None: {"x": scale * theta}}
+    )()
+    store = simfer.simulate(monstrous, 50, tmp_path / "scaled.zarr")
+    with pytest.raises(NotFiniteError, match=r"`x\['x'\]` must be numbers that float32 can hold"):
+        StoredRows(store, np.ones(50, dtype=bool), 10**8).load()

@@ -80,6 +80,22 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
             "c.yaml:3: `train.transforms.x`: must be 'identity', 'log'",
         ),
         (
+            "simulator: two_moons\ntrain:\n  embedding: {kind: mpl}\n",
+            "c.yaml:3: `train.embedding.kind`: unknown network `mpl`; did you mean `mlp`?",
+        ),
+        (
+            "simulator: two_moons\ntrain:\n  embedding: {kind: cnn2d}\n",
+            "c.yaml:3: `train.embedding`: `cnn2d` needs an observable of 2 axes, (row, column), or 3, one of them channels",
+        ),
+        (
+            "simulator: two_moons\ntrain:\n  embedding:\n    observables: {x: {kind: mlp, kernl: 3}}\n",
+            "c.yaml:4: `train.embedding.observables.x.kernl`: unknown key; did you mean `kernel`?",
+        ),
+        (
+            "simulator: two_moons\ntrain:\n  embedding: {kind: nets.py:Net}\n",
+            "c.yaml:3: `train.embedding`: no file",
+        ),
+        (
             "simulator: two_moons\ntrain: {learning_rate: -1}\n",
             "c.yaml:2: `train.learning_rate`: must be greater than 0; got -1",
         ),
