@@ -30,7 +30,7 @@ from .transforms import FUNCTIONS, SCORES, Shape, choose, knots, learn, log_slop
 
 _NAMES: tuple[XTransform, ...] = get_args(XTransform)  # a model keeps the place in it
 _SOFT_FROM = 10.0
-_HUGE = 1e300
+_HUGE = 1e38
 _SAMPLE_ENTRIES, _SAMPLE_ROWS = 2**23, (256, 10_000)
 
 Rows = Mapping[str, Tensor]
@@ -98,7 +98,11 @@ class Preprocess(nn.Module):
         self.observables = observables
         self.scaling = {v.name: (scaling or {}).get(v.name, Scaling()) for v in observables}
         self.masks = {s.mask for s in self.scaling.values() if s.mask}
-        self.transforms = {v.name: _declared(v, transforms, self.masks) for v in observables}
+        declared = {name: kind for name, kind in transforms.items() if kind != "auto"} | dict.fromkeys(
+            self.masks, "identity"
+        )
+        self.transforms = {v.name: declared.get(v.name, default_transform(v)) for v in observables}
+        self._free = set(observables.names) - set(declared)
         for name in transforms:
             _require_transform(name, observables, self.transforms)
         self.whiten, self.impute = whiten, impute
@@ -107,7 +111,7 @@ class Preprocess(nn.Module):
         self.register_buffer("sd", torch.ones(size, dtype=torch.float64))
         self.register_buffer("chosen", torch.tensor([_NAMES.index(name) for name in self.transforms.values()]))
         self.register_buffer("shapes", Shape.plain(size).table())
-        self.register_buffer("soft_from", torch.full((size,), torch.inf, dtype=torch.float64))
+        self.register_buffer("soft_from", torch.full((size,), torch.inf))
         for variable in observables:
             if self.transforms[variable.name] == "rank":
                 table = torch.zeros(2, len(SCORES), variable.size, dtype=torch.float64)
@@ -132,9 +136,8 @@ class Preprocess(nn.Module):
         Raises:
             NotFiniteError: A declared transform that does not fit its observable.
         """
-        declared = dict(self.transforms)
         self._learn_transforms(parts())
-        self._standardise(parts(), {name for name, kind in declared.items() if kind != "auto"})
+        self._standardise(parts())
         self.soft_from.copy_(torch.where(self._is_mask(), torch.inf, _SOFT_FROM))
         if self.whiten:
             self.rotation.copy_(_whitening(self._covariance(parts())))
@@ -143,7 +146,7 @@ class Preprocess(nn.Module):
         features = self._features(x)
         if self.impute:
             features = features.where(features.isfinite(), 0)
-        features = _softened(features, self.soft_from).float()
+        features = _softened(features, self.soft_from)
         return features @ self.rotation if self.whiten else features
 
     def log_abs_det(self, x: Rows) -> Float[Tensor, "rows"]:
@@ -166,7 +169,7 @@ class Preprocess(nn.Module):
     def _learn(self, variable: Variable, values: Float[Tensor, "rows entry"]) -> None:
         name, groups = variable.name, self.scaling[variable.name].groups(variable)
         pooled = _pooled(values, groups)
-        if self.transforms[name] == "auto":
+        if name in self._free:
             self.transforms[name] = choose(pooled, variable.support, default_transform(variable))
             self.chosen[self.observables.names.index(name)] = _NAMES.index(self.transforms[name])
         kind = self.transforms[name]
@@ -175,14 +178,14 @@ class Preprocess(nn.Module):
         else:
             self.shapes[:, self._place(variable)] = learn(kind, pooled, variable.support).table()[:, groups]
 
-    def _standardise(self, parts: Iterable[Rows], strict: set[str]) -> None:
+    def _standardise(self, parts: Iterable[Rows]) -> None:
         moments, bad, rows = Moments(self.features), dict.fromkeys(self.transforms, 0), 0
         for x in parts:
             values = self._transformed(x)
             moments.update(values.where(self._present(x), torch.nan))
             rows += len(values)
-            for name in strict:
-                bad[name] += self._outside(self.observables[name], x)
+            for variable in self.observables:
+                bad[variable.name] += self._outside(variable, x)
         self._check_finite(bad, rows)
         mean, sd = _shared(moments, self._groups())
         sd = torch.where(sd > 1e-7 * mean.abs(), sd, 1.0)
@@ -190,11 +193,11 @@ class Preprocess(nn.Module):
         self.sd.copy_(torch.where(self._is_mask(), 1.0, sd))
 
     def _outside(self, variable: Variable, x: Rows) -> int:
-        """Rows with an entry that is not finite or not in the domain of the declared function."""
+        """Rows with an entry that is not finite, or not in the domain of a function that was declared."""
         name = self.transforms[variable.name]
         values = self._entries(variable, x)
         bad = ~values.isfinite()
-        if name in FUNCTIONS:
+        if name in FUNCTIONS and variable.name not in self._free:
             shape = self._shape(variable)
             bad = bad | ~FUNCTIONS[name].fits((values - shape.centre) / shape.scale)
         present = self.scaling[variable.name].entries_present(variable, x)
@@ -214,7 +217,7 @@ class Preprocess(nn.Module):
         for x in parts:
             features = self._features(x)
             features = _softened(features.where(features.isfinite(), 0), self.soft_from)
-            total += features.T @ features
+            total += features.double().T @ features.double()
             rows += len(features)
         return total / rows
 
@@ -287,20 +290,12 @@ class Preprocess(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """A model of before these functions could learn has only `mean` and `sd`: its functions were used as they are."""
         if f"{prefix}chosen" not in state_dict:
-            plain = [
-                default_transform(self.observables[name]) if kind == "auto" else kind
-                for name, kind in self.transforms.items()
-            ]
-            state_dict[f"{prefix}chosen"] = torch.tensor([_NAMES.index(kind) for kind in plain])
+            state_dict[f"{prefix}chosen"] = torch.tensor([_NAMES.index(kind) for kind in self.transforms.values()])
             state_dict[f"{prefix}shapes"] = Shape.plain(self.features).table()
-            state_dict[f"{prefix}soft_from"] = torch.full((self.features,), torch.inf, dtype=torch.float64)
+            state_dict[f"{prefix}soft_from"] = torch.full((self.features,), torch.inf)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         names = (_NAMES[place] for place in self.chosen.tolist())
         self.transforms = dict(zip(self.observables.names, names, strict=True))
-
-
-def _declared(variable: Variable, transforms: Mapping[str, XTransform], masks: set[str]) -> XTransform:
-    return "identity" if variable.name in masks else transforms.get(variable.name, "auto")
 
 
 def _require_transform(name: str, observables: Variables, transforms: Mapping[str, XTransform]) -> None:
@@ -332,11 +327,11 @@ def _pooled(values: Float[Tensor, "rows entry"], groups: Int64[Tensor, "entry"])
 
 
 def _softened(features: Tensor, start: Tensor) -> Tensor:
-    """The same up to ``start``, growing like the logarithm beyond; NaN only where it was."""
-    features = features.clamp(-_HUGE, _HUGE)
-    size = features.abs()
-    beyond = (size - start).clamp(min=0)
-    return torch.where(size > start, features.sign() * (start + torch.log1p(beyond)), features)
+    """In float32; the same up to ``start``, growing like the logarithm beyond; NaN only where it was."""
+    features = features.clamp(-_HUGE, _HUGE).float()
+    inside = features.clamp(-start, start)
+    beyond = features - inside
+    return inside + beyond.sign() * torch.log1p(beyond.abs())
 
 
 def _whitening(covariance: Float[Tensor, "feature feature"]) -> Float[Tensor, "feature feature"]:

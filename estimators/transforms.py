@@ -90,11 +90,9 @@ class Shape:
 
     def inside(self, name: XTransform, x: Tensor) -> tuple[Tensor, Tensor]:
         """u, and u moved to where the function itself is used."""
-        u = (x - self.centre) / self.scale
-        function = FUNCTIONS[name]
-        if math.isinf(function.low) and math.isinf(function.high):
-            return u, u
-        return u, torch.minimum(torch.maximum(u, self.floor), self.ceiling)
+        function, u = FUNCTIONS[name], (x - self.centre) / self.scale
+        inner = u if math.isinf(function.low) else torch.maximum(u, self.floor)
+        return u, inner if math.isinf(function.high) else torch.minimum(inner, self.ceiling)
 
 
 def transformed(name: XTransform, x: Float[Tensor, "rows column"], shape: Shape) -> Float[Tensor, "rows column"]:
@@ -102,11 +100,16 @@ def transformed(name: XTransform, x: Float[Tensor, "rows column"], shape: Shape)
     function = FUNCTIONS[name]
     u, inner = shape.inside(name, x)
     value = function.value(inner)
-    if inner is u:
-        return value
-    beyond = torch.where(u == inner, 0.0, u - inner)
-    slope = torch.where(u == inner, 0.0, function.log_slope(inner)).exp()
-    return value + beyond * slope
+    if math.isfinite(function.low):
+        value = value + (u - shape.floor).clamp(max=0) * _slope(function, shape.floor)
+    if math.isfinite(function.high):
+        value = value + (u - shape.ceiling).clamp(min=0) * _slope(function, shape.ceiling)
+    return value
+
+
+def _slope(function: Function, end: Tensor) -> Tensor:
+    """Of the tangent at floor or ceiling; 0 where there is none."""
+    return torch.where(end.isfinite(), function.log_slope(end).exp(), 0.0)
 
 
 def log_slope(name: XTransform, x: Float[Tensor, "rows column"], shape: Shape) -> Float[Tensor, "rows column"]:
@@ -161,8 +164,11 @@ def choose(values: Values, support: Support, plain: XTransform) -> XTransform:
     """The function that makes the values most nearly normal, if it is much better at that than the ``plain`` one.
 
     Normality of a group is the squared correlation between normal scores and the transformed quantiles at these (a
-    probability plot; Filliben, 1975, Technometrics 17, 111–117), averaged over groups that are not constant.
+    probability plot; Filliben, 1975, Technometrics 17, 111–117), averaged over groups that are not constant. What has
+    bounds on both sides keeps the plain function: nothing in it can be far away.
     """
+    if math.isfinite(support.high - support.low):
+        return plain
     quantiles = column_quantiles(values, _LEVELS)
     varied = quantiles[-1] > quantiles[0]
     if not varied.any():
@@ -186,8 +192,6 @@ def _candidates(values: Values, support: Support) -> Iterator[XTransform]:
     if least >= 0 and support.integer:
         yield "log1p"
     yield "arcsinh"
-    if math.isfinite(support.low) and math.isfinite(support.high):
-        yield "logit"
 
 
 def _unexplained(name: XTransform, values: Values, quantiles: Scores, support: Support) -> float:

@@ -396,11 +396,11 @@ def test_classes_that_are_no_networks_are_refused(settings: dict[str, Any], erro
 
 @pytest.mark.slow
 def test_an_image_is_read_better_by_a_cnn() -> None:
-    """A source of known shape in 16 × 16 pixels, psf and background as context: 1,500 images, a few epochs."""
+    """A source of known shape in 16 × 16 pixels, psf and background as context: 1,000 images, a few epochs."""
     from simfer.simulators.point_source import PointSource
 
     simulator, rng = PointSource(), np.random.default_rng(0)
-    theta, drawn = simulator.prior.sample(1500, rng), simulator.context.sample(1500, rng)
+    theta, drawn = simulator.prior.sample(1000, rng), simulator.context.sample(1000, rng)
     context = {name: drawn[:, i] for i, name in enumerate(simulator.context.names)}
     x = {**simulator.simulate(theta, rng, context), **context}
     observables = Variables([*simulator.observables, *simulator.context.variables])
@@ -414,7 +414,7 @@ def test_an_image_is_read_better_by_a_cnn() -> None:
             estimator=EstimatorSettings(
                 embedding=EmbeddingSettings(kind=kind), flow=FlowSettings(kind="maf", transforms=2, hidden=(32, 32))
             ),
-            training=TrainingSettings(epochs=12, batch_size=50, learning_rate=3e-3),
+            training=TrainingSettings(epochs=8, batch_size=50, learning_rate=3e-3),
         )
         best[kind] = min(model.facts["loss"]["validation"])
     assert best["cnn2d"] < best["mlp"] - 0.5
