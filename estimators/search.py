@@ -121,7 +121,9 @@ def search(
     optuna = require_optuna()
     estimator, training = estimator or EstimatorSettings(), training or TrainingSettings()
     if not space:
-        raise ConfigError("`space` must name something to search for, such as `learning_rate: [1e-4, 1e-2, log]`; got none")
+        raise ConfigError(
+            "`space` must name something to search for, such as `learning_rate: [1e-4, 1e-2, log]`; got none"
+        )
     dimensions = {key: read_dimension(key, given, estimator, training) for key, given in space.items()}
     known = {"estimator": estimator.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed}
     name = fingerprint({**known, "space": json.dumps(space, default=list), "data": _data(theta, rows)})
@@ -142,7 +144,7 @@ def search(
         )
 
     with _quiet(optuna):
-        pruner = optuna.pruners.MedianPruner(max(1, min(5, trials // 4)), n_warmup_steps=training.epochs // 10)
+        pruner = optuna.pruners.MedianPruner(max(1, min(5, trials // 4)), n_warmup_steps=1 + training.epochs // 10)
         study = _Study(optuna, Path(folder), name, dimensions, seed, pruner)
         study.begin_with({key: value_of(key, estimator, training) for key in dimensions})
         while len(study.trials) < trials and study.seconds < (seconds or np.inf):
@@ -173,7 +175,7 @@ class _Study:
 
     @property
     def seconds(self) -> float:
-        return sum(trial.seconds for trial in self.trials)
+        return float(sum(trial.seconds for trial in self.trials))
 
     def begin_with(self, values: Mapping[str, Any]) -> None:
         """Try these first, if they belong to the space."""
@@ -271,12 +273,12 @@ def _yaml(trials: tuple[Trial, ...]) -> str:
 
 def _data(theta: Any, rows: slice | np.ndarray) -> list[Any]:
     """What tells one set of simulations from another."""
-    chosen = str(rows) if isinstance(rows, slice) else zlib.crc32(np.ascontiguousarray(rows))
+    chosen = str(rows) if isinstance(rows, slice) else zlib.crc32(np.ascontiguousarray(rows).data)
     if isinstance(theta, SimulationStore | str | Path):
         store = theta if isinstance(theta, SimulationStore) else SimulationStore.open(theta)
         return [store.rows, json.dumps(store.attributes.get("campaign"), sort_keys=True, default=str), chosen]
     values = np.ascontiguousarray(np.asarray(theta, dtype=np.float64))
-    return [list(values.shape), zlib.crc32(values), chosen]
+    return [list(values.shape), zlib.crc32(values.data), chosen]
 
 
 def require_optuna() -> ModuleType:

@@ -21,8 +21,8 @@ _FORMS = "[low, high], [low, high, log], a list of values, or {choose: [...]}"
 class Range:
     """Numbers from ``low`` to ``high``, both included, whole ones if both are; evenly in their logarithm if ``log``."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     log: bool = False
 
     @property

@@ -41,6 +41,7 @@ _IRRELEVANT = (
     ".*log_every_n_steps.*",
     ".*LeafSpec.*",
     ".*GPU available but not used.*",
+    ".*not yet implemented the batching rule.*",  # an ensemble's members then take turns in one operation
     ".*The dirpath has changed.*",  # a run folder may be moved
 )
 

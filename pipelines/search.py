@@ -27,7 +27,9 @@ def run_search(job: Job, folder: RunFolder, reporter: Reporter) -> Found:
     settings = job.config.search
     require_optuna()
     if not settings.space:
-        raise ConfigError("`search.space` must name something to search for, such as `learning_rate: [1e-4, 1e-2, log]`")
+        raise ConfigError(
+            "`search.space` must name something to search for, such as `learning_rate: [1e-4, 1e-2, log]`"
+        )
     execute(job, folder, ["simulate"], reporter)
     with folder.in_use(), reporter.bar("search", settings.trials, "trials") as meter:
 
@@ -49,4 +51,6 @@ def run_search(job: Job, folder: RunFolder, reporter: Reporter) -> Found:
 
 
 def _listed(trial: Trial) -> str:
-    return ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.values.items())
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.values.items()
+    )
