@@ -63,7 +63,7 @@ class Ensemble(Estimator):
         self.register_buffer("log_weights", torch.full((self.members,), -math.log(self.members)))
         _stack(members)
         self.member = first
-        self._batches = True  # until something turns out not to
+        self._in_turn: set[str] = set()  # questions that turned out not to be for all at once
 
     @property
     def transforms(self) -> dict[str, str]:
@@ -132,13 +132,13 @@ class Ensemble(Estimator):
             values: With a leading axis of members.
             at_once: Whether in one pass; a network that cannot be batched goes one after another, and the log says so.
         """
-        if not (at_once and self._batches):
-            return self._in_turn(ask, *values)
+        if not at_once or ask.__qualname__ in self._in_turn:
+            return self._one_by_one(ask, *values)
         try:
             return self._at_once(ask, *values)
         except RuntimeError as error:
-            answers = self._in_turn(ask, *values)  # raises what is wrong with the member itself
-            self._batches = False
+            answers = self._one_by_one(ask, *values)  # raises what is wrong with the member itself
+            self._in_turn.add(ask.__qualname__)
             logger.warning("the ensemble's members go one after another: %s", str(error).splitlines()[0])
             return answers
 
@@ -148,7 +148,7 @@ class Ensemble(Estimator):
 
         return vmap(one, randomness="different")(self._stacked(), *values)
 
-    def _in_turn(self, ask: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    def _one_by_one(self, ask: Callable[..., Tensor], *values: Tensor) -> Tensor:
         return torch.stack([self.ask(k, ask, *(value[k] for value in values)) for k in range(self.members)])
 
     def _stacked(self) -> dict[str, Tensor]:
@@ -189,6 +189,14 @@ class MemberMixture:
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*sample rows parameter"]:
         """Draws with gradients, as many of each member as its weight says: their mean varies less than that of others."""
         return self._draw(self._stratified(math.prod(sample_shape)), "rsample", sample_shape)
+
+    def stratified(
+        self, sample_shape: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "*sample rows member parameter"], Float[Tensor, "rows member"]]:
+        """Draws of every member, with gradients, and the logarithms of the weights."""
+        shape = torch.Size(sample_shape)
+        z = self._ensemble.each(lambda member, context: member.density(context).rsample(shape), self._context)
+        return z.movedim(0, -2), self._ensemble.log_weights.expand(self._context.shape[1], -1)
 
     def rsample_and_log_prob(
         self, sample_shape: Sequence[int] = ()

@@ -76,6 +76,15 @@ def test_losses_in_one_pass_are_each_members_own(line, batch: Batch, name: str, 
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+def test_a_prior_that_leaves_torch_is_no_obstacle(caplog) -> None:
+    prior = Prior({"a": torch.distributions.Gamma(2.0, 1.0), "b": torch.distributions.Beta(2.0, 3.0)})
+    observables = simfer.Variables([simfer.Variable("x", (2,))])
+    theta = prior.sample(20, np.random.default_rng(0))
+    losses = build_estimator(prior, observables, of("maf", 2)).member_losses(as_batch(theta, {"x": theta}))
+    assert losses.isfinite().all()
+    assert not caplog.text  # it was one pass
+
+
 def test_gradients_in_one_pass_are_each_members_own(line, batch: Batch, name: str) -> None:
     together = ensemble(line, name)
     together.member_losses(batch).mean(1).sum().backward()
@@ -180,6 +189,20 @@ def test_gradient_of_rsample_is_that_of_the_mixture(line) -> None:
             step = 0.05 * torch.eye(2)[i]
             expected = float(mean(x + step) - mean(x - step)) / 0.1
             assert slope[0, i].item() == pytest.approx(expected, abs=0.02)
+
+
+def test_strata_are_draws_of_every_member(line, batch: Batch, caplog) -> None:
+    made, members = weighted(line, [0.5, 0.4, 0.1]), alone(line, "maf")
+    with seeded(0):
+        z, log_weights = made.density(made.condition(batch.x)[:4]).stratified((3000,))
+    assert not caplog.text  # it was one pass
+    torch.testing.assert_close(log_weights, made.log_weights.expand(4, 3))
+    for k, member in enumerate(members):
+        with torch.no_grad():
+            own = member.density(member.condition(batch.x)[:4]).sample((3000,))
+        assert ((z[:, :, k].mean(0) - own.mean(0)).abs() < 6 * own.std(0) / 3000**0.5).all()
+    assert (z.diff(dim=2).abs() > 0).all()  # no two members share their noise
+    torch.autograd.grad(z.sum(), made.member.parameters())
 
 
 def test_an_ensemble_of_what_has_no_gradient_is_refused_by_name(line) -> None:
