@@ -195,7 +195,9 @@ class MemberMixture:
     ) -> tuple[Float[Tensor, "*sample rows member parameter"], Float[Tensor, "rows member"]]:
         """Draws of every member, with gradients, and the logarithms of the weights."""
         shape = torch.Size(sample_shape)
-        z = self._ensemble.each(lambda member, context: member.density(context).rsample(shape), self._context)
+        z = self._ensemble.each(  # in turn: vmap cannot fill one tensor with several draws
+            lambda member, context: member.density(context).rsample(shape), self._context, at_once=False
+        )
         return z.movedim(0, -2), self._ensemble.log_weights.expand(self._context.shape[1], -1)
 
     def rsample_and_log_prob(

@@ -75,7 +75,6 @@ def test_losses_in_one_pass_are_each_members_own(line, batch: Batch, name: str, 
     assert (together.mean(1).diff().abs() > 1e-3).all()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_a_prior_that_leaves_torch_is_no_obstacle(caplog) -> None:
     prior = Prior({"a": torch.distributions.Gamma(2.0, 1.0), "b": torch.distributions.Beta(2.0, 3.0)})
     observables = simfer.Variables([simfer.Variable("x", (2,))])
@@ -85,6 +84,7 @@ def test_a_prior_that_leaves_torch_is_no_obstacle(caplog) -> None:
     assert not caplog.text  # it was one pass
 
 
+@pytest.mark.parametrize("name", SETTINGS)
 def test_gradients_in_one_pass_are_each_members_own(line, batch: Batch, name: str) -> None:
     together = ensemble(line, name)
     together.member_losses(batch).mean(1).sum().backward()
@@ -191,11 +191,10 @@ def test_gradient_of_rsample_is_that_of_the_mixture(line) -> None:
             assert slope[0, i].item() == pytest.approx(expected, abs=0.02)
 
 
-def test_strata_are_draws_of_every_member(line, batch: Batch, caplog) -> None:
+def test_strata_are_draws_of_every_member(line, batch: Batch) -> None:
     made, members = weighted(line, [0.5, 0.4, 0.1]), alone(line, "maf")
     with seeded(0):
         z, log_weights = made.density(made.condition(batch.x)[:4]).stratified((3000,))
-    assert not caplog.text  # it was one pass
     torch.testing.assert_close(log_weights, made.log_weights.expand(4, 3))
     for k, member in enumerate(members):
         with torch.no_grad():
