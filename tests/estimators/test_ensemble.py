@@ -201,7 +201,7 @@ def test_strata_are_draws_of_every_member(line, batch: Batch) -> None:
             own = member.density(member.condition(batch.x)[:4]).sample((3000,))
         assert ((z[:, :, k].mean(0) - own.mean(0)).abs() < 6 * own.std(0) / 3000**0.5).all()
     assert (z.diff(dim=2).abs() > 0).all()  # no two members share their noise
-    torch.autograd.grad(z.sum(), made.member.parameters())
+    torch.autograd.grad(z.sum(), list(made.member.parameters()))
 
 
 def test_an_ensemble_of_what_has_no_gradient_is_refused_by_name(line) -> None:

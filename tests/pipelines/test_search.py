@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +77,33 @@ def test_no_space_is_told_before_anything_is_simulated(
 def test_an_ensemble_is_a_key_of_train() -> None:
     config = Config.model_validate({"simulator": "two_moons", "train": {"ensemble": 3}})
     assert config.train.estimator(impute=False).ensemble == 3
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "simfer.pipelines.cli", "search", "tiny.yaml", "--workdir", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen[bytes], seen: Path, pattern: str) -> None:
+    while process.poll() is None and not list(seen.glob(pattern)):
+        time.sleep(0.02)
+    assert process.poll() is None
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_same_command_finds_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
+    settings = with_search(tiny, trials=3)
+    settings["train"] |= {"epochs": 12, "patience": 1000}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "tiny.yaml").open("w") as stream:
+            YAML().dump(settings, stream)
+    assert start(tmp_path / "whole").wait(timeout=600) == 0
+    process, made = start(tmp_path / "killed"), tmp_path / "killed" / "run" / "search"
+    wait_for(process, made, "best.yaml")  # the first trial is done
+    wait_for(process, made, "trials/*/last.ckpt")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert start(tmp_path / "killed").wait(timeout=600) == 0
+    assert (made / "best.yaml").read_text() == (tmp_path / "whole/run/search/best.yaml").read_text()
