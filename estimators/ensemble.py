@@ -31,6 +31,7 @@ from ..data.errors import ShapeError, UnsupportedError
 from ..simulators.prior import Prior
 from .base import Estimator
 from .direct import DirectEstimator, DirectPosterior, log_prob
+from .settings import EstimatorSettings
 
 logger = logging.getLogger("simfer.estimators.ensemble")
 
@@ -259,7 +260,7 @@ def _parts(batch: Batch, members: int) -> Iterator[Batch]:
     return (batch.select(slice(start, start + step)) for start in range(0, batch.rows, step))
 
 
-def _settings(members: Sequence[Estimator]) -> Any:
+def _settings(members: Sequence[Estimator]) -> EstimatorSettings:
     if len(members) < 2:
         raise ShapeError(f"`members` of an ensemble must be two or more; got {len(members)}")
     first = members[0]
