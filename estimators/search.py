@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,7 @@ from .model import Model
 from .settings import EstimatorSettings, TrainingSettings
 from .space import Choice, Dimension, nested, read_dimension, value_of, with_values
 from .train import train
+from .training import EpochReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,33 +128,39 @@ def search(
             "`space` must name something to search for, such as `learning_rate: [1e-4, 1e-2, log]`; got none"
         )
     dimensions = {key: read_dimension(key, given, estimator, training) for key, given in space.items()}
-    known = {"estimator": estimator.model_dump(mode="json"), "training": training.model_dump(mode="json"), "seed": seed}
-    name = fingerprint({**known, "space": json.dumps(space, default=list), "data": _data(theta, rows)})
-
-    def fit(values: dict[str, Any], where: Path, on_epoch: Callable[[int, float, float], None]) -> Model:
-        own_estimator, own_training = with_values(values, estimator, training)
-        return train(
-            theta,
-            x,
-            prior,
-            estimator=own_estimator,
-            training=own_training,
-            rows=rows,
-            seed=seed,
-            folder=where,
-            on_epoch=on_epoch,
-            **arguments,
-        )
-
+    name = _name(space, estimator, training, seed, _data(theta, rows))
+    given = {"theta": theta, "x": x, "prior": prior, "rows": rows, "seed": seed, **arguments}
+    fit = partial(_fit, given, estimator, training)
     with _quiet(optuna):
         pruner = optuna.pruners.MedianPruner(max(1, min(5, trials // 4)), n_warmup_steps=1 + training.epochs // 10)
         study = _Study(optuna, Path(folder), name, dimensions, seed, pruner)
         study.begin_with({key: value_of(key, estimator, training) for key in dimensions})
-        while len(study.trials) < trials and study.seconds < (seconds or np.inf):
-            study.run(fit, np.inf if seconds is None else time.monotonic() + seconds - study.seconds)
+        while len(study.trials) < trials and study.seconds < (seconds or math.inf):
+            study.run(fit, math.inf if seconds is None else time.monotonic() + seconds - study.seconds)
             write_text(Path(folder) / "best.yaml", _yaml(study.trials))
             on_trial(study.trials[-1])
         return Found(study.trials, *with_values(_best(study.trials).values, estimator, training))
+
+
+def _fit(
+    given: Mapping[str, Any],
+    estimator: EstimatorSettings,
+    training: TrainingSettings,
+    values: Mapping[str, Any],
+    where: Path,
+    on_epoch: EpochReport,
+) -> Model:
+    """Train with ``values``, on what is ``given``."""
+    estimator, training = with_values(values, estimator, training)
+    return train(**given, estimator=estimator, training=training, folder=where, on_epoch=on_epoch)
+
+
+def _name(
+    space: Mapping[str, Any], estimator: EstimatorSettings, training: TrainingSettings, seed: int, data: list[Any]
+) -> str:
+    """What tells one search from another in the same folder."""
+    settings = {"estimator": estimator.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    return fingerprint({**settings, "seed": seed, "space": json.dumps(space, default=list), "data": data})
 
 
 class _Study:
@@ -257,7 +266,7 @@ def _best(trials: tuple[Trial, ...]) -> Trial:
     if not finished:
         reasons = sorted({trial.reason for trial in trials if trial.reason})
         raise TrainingError(f"none of {len(trials)} trials finished: {'; '.join(reasons) or 'all were given up'}")
-    return min(finished, key=lambda trial: np.inf if trial.loss is None else trial.loss)
+    return min(finished, key=lambda trial: math.inf if trial.loss is None else trial.loss)
 
 
 def _yaml(trials: tuple[Trial, ...]) -> str:

@@ -192,7 +192,8 @@ def train_estimator(
         stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
     estimator.cpu().load_state_dict(losses.best)
-    facts = estimator.eval().finish(Portions(validation))
+    with _quiet():
+        facts = estimator.eval().finish(Portions(validation))
     return History(losses.train, losses.validation, losses.seconds, losses.members, facts)
 
 
