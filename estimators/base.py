@@ -35,6 +35,7 @@ class Estimator(nn.Module, ABC):
 
     settings: EstimatorSettings
     observables: Variables
+    members: int = 1  # of an ensemble; several share batches, but no gradients
 
     @abstractmethod
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
@@ -55,6 +56,18 @@ class Estimator(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:
         """The objective of each row; its mean is minimised."""
+
+    def member_losses(self, batch: Batch) -> Float[Tensor, "member rows"]:
+        """The objective of each row for every member: the sum of their means is what training minimises."""
+        return self.loss(batch)[None]
+
+    def take_better(self, best: dict[str, Tensor], now: dict[str, Tensor], better: Sequence[bool]) -> dict[str, Tensor]:
+        """The best state so far: that of ``now`` for the members whose validation loss is ``better`` than ever before."""
+        return now if better[0] else best
+
+    def finish(self, held_out: Iterable[Batch]) -> dict[str, Any]:
+        """Learn from validation rows what only the final weights can tell; gives facts about it for the model."""
+        return {}
 
     @abstractmethod
     def posterior(self, prior: Prior) -> Posterior:

@@ -18,6 +18,7 @@ from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Estimator, Posterior
 from .embeddings.own import with_classes
+from .ensemble import Ensemble, member_seeds
 from .settings import EstimatorSettings
 
 
@@ -60,6 +61,10 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
     known = registry.names("estimators")
     if settings.method not in known:
         raise UnknownNameError(f"unknown estimator `{settings.method}`; {did_you_mean(settings.method, known)}")
+    if settings.ensemble > 1:
+        alone = settings.model_copy(update={"ensemble": 1})
+        seeds = member_seeds(seed, settings.ensemble)
+        return Ensemble([build_estimator(prior, observables, alone, own) for own in seeds])
     kind: type[Estimator] = registry.resolve("estimators", settings.method)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -213,6 +213,7 @@ class DensitySettings(Settings):
             are far from normal and another function brings them much nearer.
         whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
+        ensemble: How many members, different in their initial weights alone, are trained in one pass and mixed.
     """
 
     method: str = "npe"
@@ -220,6 +221,7 @@ class DensitySettings(Settings):
     embedding: EmbeddingSettings = EmbeddingSettings()
     transforms: dict[str, XTransform] = Field(default_factory=dict)
     whiten: bool = False
+    ensemble: PositiveInt = 1
 
 
 class EstimatorSettings(DensitySettings):
@@ -258,6 +260,21 @@ class TrainingSettings(Settings):
     patience: NonNegativeInt = 15
     validation: float = Field(default=0.1, gt=0, lt=1)
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
+
+
+class SearchSettings(Settings):
+    """A search for hyper-parameters, by the validation loss.
+
+    Attributes:
+        trials: How many trainings, those that an earlier call has made included.
+        seconds: After so many no other training is begun, and the one that runs is given up if there is a result already.
+        space: Key of ``train:`` → ``[low, high]``, ``[low, high, log]``, or a list of values to choose from. Two numbers
+            or lists to choose from are ``{choose: [...]}``. A range of whole numbers gives whole numbers.
+    """
+
+    trials: PositiveInt = 20
+    seconds: PositiveFloat | None = None
+    space: dict[str, Any] = Field(default_factory=dict)
 
 
 _Network = TypeVar("_Network", bound=NetworkSettings)

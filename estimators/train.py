@@ -94,6 +94,7 @@ def train(
     facts = {
         "rows": {"train": learn.rows, "validation": validate.rows},
         "loss": {"train": history.train, "validation": history.validation, "best_epoch": history.best_epoch},
+        **history.facts,
         "seconds": history.seconds,
         "loader": _described(learn),
         "training": training.model_dump(mode="json"),

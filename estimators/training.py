@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ _IRRELEVANT = (
     ".*log_every_n_steps.*",
     ".*LeafSpec.*",
     ".*GPU available but not used.*",
+    ".*not yet implemented the batching rule.*",  # an ensemble's members then take turns in one operation
     ".*The dirpath has changed.*",  # a run folder may be moved
 )
 
@@ -66,11 +67,16 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Losses in nats per row, one of each per epoch."""
+    """Losses in nats per row, one of each per epoch: of several members the mean.
+
+    ``members`` has the validation loss of every member, ``facts`` what the estimator learned when it was trained.
+    """
 
     train: list[float]
     validation: list[float]
     seconds: float
+    members: list[list[float]]
+    facts: dict[str, Any]
 
     @property
     def best_epoch(self) -> int:
@@ -96,13 +102,14 @@ class TrainingModule(L.LightningModule):
         self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.estimator.loss(batch).mean()
+        losses = self.estimator.member_losses(batch).mean(1)
+        loss = losses.sum()
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, step {index}: "
                 "lower `learning_rate`, or declare a transform for an observable with extreme values"
             )
-        self._sum, self._count = self._sum + loss.detach(), self._count + 1
+        self._sum, self._count = self._sum + losses.detach().mean(), self._count + 1
         return loss
 
     @property
@@ -121,7 +128,20 @@ class TrainingModule(L.LightningModule):
         self._sum, self._count = checkpoint["epoch_so_far"]
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.log("val_loss", self.estimator.loss(batch).mean().float(), batch_size=batch.rows, sync_dist=True)
+        losses = self.estimator.member_losses(batch).mean(1).float()
+        found = {"val_loss": losses.mean(), **{_of_member(k): loss for k, loss in enumerate(losses)}}
+        self.log_dict(found if len(losses) > 1 else {"val_loss": losses[0]}, batch_size=batch.rows, sync_dist=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self.estimator.members > 1 and gradient_clip_val:
+            clip_members(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         s = self.settings
@@ -172,8 +192,9 @@ def train_estimator(
         stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
     estimator.cpu().load_state_dict(losses.best)
-    estimator.eval()
-    return History(losses.train, losses.validation, losses.seconds)
+    with _quiet():
+        facts = estimator.eval().finish(Portions(validation))
+    return History(losses.train, losses.validation, losses.seconds, losses.members, facts)
 
 
 class Losses(Callback):
@@ -182,6 +203,7 @@ class Losses(Callback):
     def __init__(self, report: EpochReport) -> None:
         self.train: list[float] = []
         self.validation: list[float] = []
+        self.members: list[list[float]] = []
         self.seconds = 0.0
         self.best: dict[str, Tensor] = {}
         self._report = report
@@ -193,20 +215,49 @@ class Losses(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         loss = float(trainer.callback_metrics["val_loss"])
-        if not self.validation or loss < min(self.validation):
-            self.best = {name: value.detach().cpu().clone() for name, value in pl_module.estimator.state_dict().items()}
+        self._keep(pl_module.estimator, trainer.callback_metrics)
         self.train.append(pl_module.mean_loss)
         self.validation.append(loss)
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         self._report(trainer.current_epoch, self.train[-1], loss)
 
+    def _keep(self, estimator: Estimator, metrics: dict[str, Tensor]) -> None:
+        """Take note of every member's loss, and of the weights of those that have never been better."""
+        several = [_of_member(k) for k in range(estimator.members)]
+        losses = [float(metrics[name]) for name in (several if estimator.members > 1 else ["val_loss"])]
+        better = [all(loss < before[k] for before in self.members) for k, loss in enumerate(losses)]
+        if any(better):
+            now = {name: value.detach().cpu().clone() for name, value in estimator.state_dict().items()}
+            self.best = estimator.take_better(self.best, now, better)
+        self.members.append(losses)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "validation": self.validation, "seconds": self.seconds, "best": self.best}
+        return {
+            "train": self.train,
+            "validation": self.validation,
+            "members": self.members,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
         self.seconds, self.best = state_dict["seconds"], state_dict["best"]
+        self.members = [list(losses) for losses in state_dict.get("members", [[loss] for loss in self.validation])]
+
+
+def clip_members(parameters: Iterable[Tensor], bound: float) -> None:
+    """Scale the gradient of every member, the leading axis, to a norm of at most ``bound``."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.linalg.vector_norm(torch.cat([gradient.flatten(1) for gradient in gradients], 1), dim=1)
+    scale = (bound / (norms + 1e-6)).clamp(max=1.0)  # as torch does for one
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def _of_member(k: int) -> str:
+    return f"val_loss_{k}"
 
 
 def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losses: Losses) -> L.Trainer:

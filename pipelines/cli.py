@@ -73,6 +73,22 @@ for _name, _text in {
 
 
 @app.command()
+def search(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None) -> None:
+    """Search for hyper-parameters over `search: space:`; simulates what is missing, goes on with an earlier search."""
+    from rich.console import Console
+
+    from .progress import Reporter
+    from .search import run_search
+
+    job, folder = _job(config, sets, workdir)
+    try:
+        found = run_search(job, folder, Reporter(Console()))
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing is lost; the same command continues", INTERRUPTED)
+    typer.echo(found.yaml)
+
+
+@app.command()
 def plan(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None) -> None:
     """Say what `run` would do, how much and for how long; do nothing."""
     from .tables import show_plan

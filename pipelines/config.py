@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from ..data.errors import ConfigError
-from ..estimators.settings import DensitySettings, EstimatorSettings, Settings, TrainingSettings
+from ..estimators.settings import DensitySettings, EstimatorSettings, SearchSettings, Settings, TrainingSettings
 
 IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
@@ -257,6 +257,7 @@ class Config(Settings):
         observation: Shipped data by name, a file, or ``{values: {observable: numbers}}``; none, and nothing is inferred.
         simulate: The training set.
         train: The estimator.
+        search: What ``simfer search`` looks for.
         diagnose: The checks.
         infer: The posterior of the observation.
         local: Where things run.
@@ -270,6 +271,7 @@ class Config(Settings):
     observation: str | dict[str, Any] | None = None
     simulate: SimulateConfig = SimulateConfig()
     train: TrainConfig = TrainConfig()
+    search: SearchSettings = SearchSettings()
     diagnose: DiagnoseConfig = DiagnoseConfig()
     infer: InferConfig = InferConfig()
     local: LocalConfig = LocalConfig()

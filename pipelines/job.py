@@ -14,6 +14,7 @@ from ..diagnostics.base import Check
 from ..estimators.embeddings.own import absolute_names, imported
 from ..estimators.preprocess import Preprocess, build_preprocess
 from ..estimators.settings import EstimatorSettings
+from ..estimators.space import read_dimension
 from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
@@ -95,6 +96,10 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
             config = with_rows(config, simulator.rows)
     with found.at("train", "method"):
         _require_estimator(config.train.method)
+    impute = config.simulate.on_invalid == "impute"
+    for key, given in config.search.space.items():
+        with found.at("search", "space", key):
+            read_dimension(key, given, config.train.estimator(impute=impute), config.train.training())
     checks = tuple(c for i, item in enumerate(config.diagnose.checks) if (c := _check(item, i, found)))
     if simulator is None:
         raise ConfigError(found.in_order())

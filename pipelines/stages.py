@@ -146,24 +146,12 @@ def _train_inputs(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
-    from ..data.splits import held_out
     from ..estimators.train import train
-    from ..estimators.training import Hardware
 
-    config, local = job.config, job.config.local
-    store = SimulationStore.open(folder / STORE)
-    _refuse_invalid(store, config)
-    with reporter.bar("train", config.train.epochs, "epochs") as meter:
+    with reporter.bar("train", job.config.train.epochs, "epochs") as meter:
         model = train(
-            store,
-            prior=job.prior,
-            rows=~held_out(store, config.pairs),
-            estimator=config.train.estimator(impute=config.simulate.on_invalid == "impute"),
-            training=config.train.training(),
-            observables=job.conditions,
-            seed=config.seed,
+            **training_arguments(job, folder),
             folder=folder / "checkpoints",
-            hardware=Hardware(local.accelerator, local.devices, local.precision, local.threads, local.memory),
             on_epoch=lambda epoch, train_loss, val_loss: meter(
                 epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
             ),
@@ -181,6 +169,27 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "loader": facts["loader"]["kind"],
         "weights": facts["weights"],
         "transforms": facts["transforms"],
+        **({"ensemble": facts["ensemble"]} if "ensemble" in facts else {}),
+    }
+
+
+def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
+    """What `train` is given, but for its folder: the simulations that are there, the settings and the hardware."""
+    from ..data.splits import held_out
+    from ..estimators.training import Hardware
+
+    config, local = job.config, job.config.local
+    store = SimulationStore.open(folder / STORE)
+    _refuse_invalid(store, config)
+    return {
+        "theta": store,
+        "prior": job.prior,
+        "rows": ~held_out(store, config.pairs),
+        "estimator": config.train.estimator(impute=config.simulate.on_invalid == "impute"),
+        "training": config.train.training(),
+        "observables": job.conditions,
+        "seed": config.seed,
+        "hardware": Hardware(local.accelerator, local.devices, local.precision, local.threads, local.memory),
     }
 
 

@@ -84,7 +84,10 @@ class Marginals:
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
         distribution, low, high = self._on(theta.device)
-        return ToNormal.apply(theta.clamp(low, high), self._family, distribution)
+        inside = theta.clamp(low, high)
+        if not inside.requires_grad:  # `torch.func.vmap` takes no function with a derivative of its own
+            return self._family.to_normal(distribution, inside)
+        return ToNormal.apply(inside, self._family, distribution)
 
     def from_unconstrained(self, z: Tensor) -> Tensor:
         return FromNormal.apply(z, self._family, *self._on(z.device))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from sbi.inference import NPE
 from sbi.inference.posteriors import DirectPosterior
-from sbibm_tasks import TASKS, reference_draws, unpacked
+from sbibm_tasks import TASKS, reference_draws, unpacked  # type: ignore[import-not-found]  # beside this script
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 
@@ -55,8 +55,8 @@ def sbis(simulator: Any, theta: np.ndarray, x: np.ndarray) -> tuple[Sampler, Log
 
     def log_prob(at: np.ndarray, given: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            at, given = (torch.from_numpy(part).float() for part in (at, given))
-            return density.log_prob(at[None], given)[0].numpy()
+            pair = [torch.from_numpy(part).float() for part in (at[None], given)]
+            return density.log_prob(*pair)[0].numpy()
 
     def sample(observed: np.ndarray) -> np.ndarray:
         return posterior.sample((DRAWS,), torch.from_numpy(observed).float(), show_progress_bars=False).numpy()

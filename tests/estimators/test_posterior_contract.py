@@ -25,6 +25,9 @@ SETTINGS = {
     "nsf, no embedding": EstimatorSettings(
         flow=FlowSettings(transforms=1, hidden=(16,)), embedding=EmbeddingSettings(kind="none")
     ),
+    "ensemble of 3": EstimatorSettings(
+        flow=FlowSettings(kind="nsf", transforms=1, hidden=(16,)), embedding=SMALL, ensemble=3
+    ),
 }
 REPARAMETRISED = [name for name in SETTINGS if name != "gmm"]
 PRIOR = Prior({"a": D.Uniform(-1.0, 1.0), "b": TruncatedNormal(0.5, 1.0, low=0.0)})
