@@ -59,10 +59,10 @@ def export_tree(results: xr.DataTree, path: str | Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name; when the block ends well, it becomes ``path``."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"an exported file must end in {', '.join(SUFFIXES)}; got `{path}`")
+def new_file(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
+    """Yield a temporary name; when the block ends well, it becomes ``path``, which must have one of the suffixes."""
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"an exported file must end in {', '.join(suffixes)}; got `{path}`")
     if path.exists():
         raise StoreError(f"`path` of an exported file must be free; {path} exists: remove it or choose another")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .errors import MissingFileError
+from .errors import MissingFileError, UnsupportedError
 from .files import new_folder
 from .variables import Arrays, Variables
 
@@ -78,6 +78,19 @@ def read_tree(path: Path) -> xr.DataTree:
         raise MissingFileError(f"no results at {path}")
     with xr.open_datatree(path, engine="zarr") as lazy:
         return lazy.load()
+
+
+def to_inference_data(results: xr.DataTree) -> Any:
+    """The same results as ArviZ takes them: its `InferenceData` before ArviZ 1, the tree itself since.
+
+    Raises:
+        UnsupportedError: ArviZ is not installed.
+    """
+    try:
+        import arviz
+    except ImportError as error:
+        raise UnsupportedError("`to_inference_data` needs ArviZ: pip install 'simfer[arviz]'") from error
+    return arviz.InferenceData.from_datatree(results) if hasattr(arviz, "InferenceData") else results
 
 
 def _attributes(variable: Any) -> dict[str, str]:

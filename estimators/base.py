@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..data.errors import ShapeError
-from ..data.variables import Variables
+from ..data.ranges import Outside, OutsideTrainingWarning, Ranges, advice
+from ..data.results import to_inference_data
+from ..data.variables import Arrays, Variables
 from ..simulators.prior import Prior
 from .settings import EstimatorSettings
+
+if TYPE_CHECKING:
+    from .conditional import Conditional, Marginal
+
+_USUAL_OUTSIDE = 0.01  # share of rows beyond the training data that is not worth a word: others of the same simulator
 
 XLike = Any  # a tensor or array, or a mapping from observable to one
 
@@ -36,6 +44,7 @@ class Estimator(nn.Module, ABC):
     settings: EstimatorSettings
     observables: Variables
     members: int = 1  # of an ensemble; several share batches, but no gradients
+    seen: Ranges | None = None  # of the training rows; None before training
 
     @abstractmethod
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
@@ -73,6 +82,16 @@ class Estimator(nn.Module, ABC):
     def posterior(self, prior: Prior) -> Posterior:
         """The posterior under ``prior``, ready to be asked."""
 
+    def as_sbi(self) -> nn.Module:
+        """This density as sbi's `ConditionalDensityEstimator` has it, without sbi: see `interop.AsSBI`.
+
+        Raises:
+            UnsupportedError: It is no density of theta given x.
+        """
+        from .interop import AsSBI
+
+        return AsSBI(self)
+
 
 class Posterior(ABC):
     """p(theta | x), with the argument order and shapes of sbi.
@@ -84,7 +103,14 @@ class Posterior(ABC):
     observables: Variables
     prior: Prior
     imputes: bool = False  # whether x may hold what is not finite
+    ranges: Ranges | None = None  # of the data it was trained on
     _default_x: dict[str, Tensor] | None = None
+    _told: str = ""
+
+    @property
+    def parameters(self) -> Variables:
+        """What theta consists of."""
+        return self.prior.variables
 
     @abstractmethod
     def sample_batched(
@@ -101,7 +127,7 @@ class Posterior(ABC):
 
     @abstractmethod
     def log_prob_batched(
-        self, theta: Float[Tensor, "*sample_shape observation parameter"], x: XLike, track_gradients: bool = False
+        self, theta: Real[Tensor, "*sample_shape observation parameter"], x: XLike, track_gradients: bool = False
     ) -> Float[Tensor, "*sample_shape observation"]:
         """Log density of ``theta[..., i, :]`` given observation i; -inf outside the support."""
 
@@ -135,7 +161,7 @@ class Posterior(ABC):
         return self.sample_batched(sample_shape, self._one(x), seed=seed)[..., 0, :]
 
     def log_prob(
-        self, theta: Float[Tensor, "*batch parameter"], x: XLike | None = None, track_gradients: bool = False
+        self, theta: Real[Tensor, "*batch parameter"], x: XLike | None = None, track_gradients: bool = False
     ) -> Float[Tensor, "*batch"]:
         """Log density given one observation; -inf outside the support.
 
@@ -149,6 +175,70 @@ class Posterior(ABC):
         """Remember the observation that is meant when none is given."""
         self._default_x = self._one(x)
         return self
+
+    def map(self, x: XLike | None = None, *, starts: int = 20, seed: int | None = 0) -> Float[Tensor, "parameter"]:
+        """The mode of the posterior density of theta for one observation: see `map_batched`.
+
+        Raises:
+            ShapeError: x is not one observation, or there is none.
+        """
+        return self.map_batched(self._one(x), starts=starts, seed=seed)[0]
+
+    def map_batched(
+        self, x: XLike, *, starts: int = 20, seed: int | None = 0
+    ) -> Float[Tensor, "observation parameter"]:
+        """The mode of the posterior density of theta for every observation, from many starts: see `mode.find_modes`.
+
+        Args:
+            x: One row per observation.
+            starts: The best of many draws to climb from, for every observation.
+            seed: Of the draws.
+        """
+        from .mode import find_modes
+
+        return find_modes(self, self._rows(x), starts=starts, seed=seed)
+
+    def conditional(self, given: Mapping[str, float], x: XLike | None = None, *, seed: int | None = 0) -> Conditional:
+        """The density of the other parameters where some are known, for one observation: see `conditional`.
+
+        Args:
+            given: Parameter → its value.
+            x: One observation.
+            seed: Of the draws that find where it lies.
+
+        Raises:
+            ShapeError: No such parameter, or none is left.
+            UnsupportedError: The values lie where the posterior has no mass, or the density is too hard to be integrated.
+        """
+        from .conditional import condition
+
+        return condition(self, given, self._one(x), seed=seed)
+
+    def marginal(self, names: Sequence[str], x: XLike | None = None) -> Marginal:
+        """The density of some parameters, whatever the others are, for one observation: see `conditional`.
+
+        Raises:
+            ShapeError: No such parameter, or none is left out.
+        """
+        from .conditional import Marginal
+
+        return Marginal(self, tuple(names), self._one(x))
+
+    def to_inference_data(self, x: XLike | None = None, *, draws: int = 1000, seed: int | None = None) -> Any:
+        """Draws for one observation, their log density, and the observation, as ArviZ takes them.
+
+        Raises:
+            ShapeError: x is not one observation, or there is none.
+            UnsupportedError: ArviZ is not installed: ``pip install 'simfer[arviz]'``.
+        """
+        from .interop import draws_tree
+
+        return to_inference_data(draws_tree(self, self._one(x), draws, seed))
+
+    def outside(self, x: XLike) -> list[Outside]:
+        """Where an observation, or the first of many that does, lies outside the data the posterior was trained on."""
+        rows = {name: values.detach().cpu().numpy() for name, values in self._rows(x).items()}
+        return self.ranges.outside(rows)[1] if self.ranges else []
 
     def _one(self, x: XLike | None) -> dict[str, Tensor]:
         if x is None:
@@ -164,10 +254,22 @@ class Posterior(ABC):
     def _rows(self, x: XLike) -> dict[str, Tensor]:
         """x as checked float32 tensors with a leading axis; a tensor that needs gradients keeps them."""
         named = x if isinstance(x, Mapping) else self._split(x)
-        self.observables.rows({name: _numpy(values) for name, values in named.items()}, finite=not self.imputes)
+        rows = self.observables.rows({name: _numpy(values) for name, values in named.items()}, finite=not self.imputes)
+        self._warn_outside(rows)
         return {
             v.name: torch.as_tensor(named[v.name], dtype=torch.float32).reshape(-1, *v.shape) for v in self.observables
         }
+
+    def _warn_outside(self, rows: Arrays) -> None:
+        """Say once what lies outside the training data."""
+        many = len(next(iter(rows.values())))
+        bad, entries = self.ranges.outside(rows) if self.ranges else (0, [])
+        if bad <= _USUAL_OUTSIDE * many:
+            return
+        text = advice(bad, entries, many)
+        if text != self._told:
+            self._told = text
+            warnings.warn(text, OutsideTrainingWarning, stacklevel=4)
 
     def _split(self, x: XLike) -> dict[str, Any]:
         if len(self.observables) == 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from ..data.errors import ShapeError, UnsupportedError
@@ -76,7 +76,7 @@ class DirectPosterior(Posterior):
             return theta.reshape(*shape, -1), lp.reshape(shape)
 
     def log_prob_batched(
-        self, theta: Float[Tensor, "*sample_shape observation parameter"], x: XLike, track_gradients: bool = False
+        self, theta: Real[Tensor, "*sample_shape observation parameter"], x: XLike, track_gradients: bool = False
     ) -> Float[Tensor, "*sample_shape observation"]:
         with torch.set_grad_enabled(track_gradients):
             context = self._context(x)
@@ -87,7 +87,7 @@ class DirectPosterior(Posterior):
                     f"got {tuple(theta.shape)}"
                 )
             flat = theta.reshape(-1, *theta.shape[-2:])
-            parts = [log_prob(self.estimator, part, context) for part in flat.split(_draws_at_once(context))]
+            parts = [self._log_prob(part, context) for part in flat.split(_draws_at_once(context))]
             return torch.cat(parts).reshape(theta.shape[:-1])
 
     def rsample(self, sample_shape: Sequence[int], x: XLike) -> Float[Tensor, "*sample_shape observation parameter"]:
@@ -104,6 +104,18 @@ class DirectPosterior(Posterior):
     def _context(self, x: XLike) -> Tensor:
         device = next(self.network.parameters()).device
         return self.estimator.condition({name: values.to(device) for name, values in self._rows(x).items()})
+
+    def _log_prob(self, theta: Tensor, context: Tensor) -> Tensor:
+        """As `log_prob`, and no NaN, nor a gradient that is none, outside the support or beyond what numbers can hold."""
+        theta = theta.double()
+        middle = self.prior.from_unconstrained(theta.new_zeros(self.prior.dim))
+        inside = self.prior.contains(theta)
+        lp = log_prob(self.estimator, theta.where(inside[..., None], middle), context)
+        lost = lp.isnan()
+        if lost.any():
+            inside = inside & ~lost
+            lp = log_prob(self.estimator, theta.where(inside[..., None], middle), context)
+        return lp.where(inside, -math.inf)
 
     def _theta(self, z: Tensor) -> Tensor:
         return self.prior.from_unconstrained(z)

@@ -12,14 +12,24 @@ from pydantic import ValidationError
 from torch import nn
 
 from ..data import registry
-from ..data.errors import ModelFormatError, UnknownNameError, did_you_mean
+from ..data.errors import (
+    ConfigError,
+    ModelFormatError,
+    ShapeError,
+    UnknownNameError,
+    UnsupportedError,
+    did_you_mean,
+)
 from ..data.model import read_model, write_model
+from ..data.ranges import Ranges
 from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Estimator, Posterior
 from .embeddings.own import with_classes
 from .ensemble import Ensemble, member_seeds
 from .settings import EstimatorSettings
+
+_RANGE = "range:"  # before the names of the training data's ranges in the file of weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,29 @@ class Model:
 
     @property
     def posterior(self) -> Posterior:
-        return self.estimator.posterior(self.prior)
+        """Ready to be asked; warns where an observation lies outside the training data."""
+        posterior = self.estimator.posterior(self.prior)
+        posterior.ranges = self.estimator.seen
+        return posterior
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the network to a device, and return self.
+
+        Raises:
+            UnsupportedError: There is no such device here.
+        """
+        _move(self.estimator, device)
+        return self
+
+    def as_sbi(self) -> nn.Module:
+        """The density as sbi's `ConditionalDensityEstimator` has it; see `Estimator.as_sbi`."""
+        return self.estimator.as_sbi()
+
+    def export(self, path: str | Path, what: str = "sampler") -> None:
+        """Write one function of the posterior as a program for torch alone; see `export.export_posterior`."""
+        from .export import export_posterior  # imports torch.export, which takes a second
+
+        export_posterior(self, path, what)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder in one step, replacing an older one."""
@@ -48,7 +80,9 @@ class Model:
             "observables": self.estimator.observables.to_json(),
             "facts": self.facts,
         }
-        write_model(Path(folder), described, self.estimator.state_dict())
+        ranges = self.estimator.seen.to_tensors() if self.estimator.seen else {}
+        weights = self.estimator.state_dict() | {_RANGE + key: values for key, values in ranges.items()}
+        write_model(Path(folder), described, weights)
 
 
 def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSettings, seed: int = 0) -> Estimator:
@@ -71,17 +105,25 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
         return kind(prior, observables, settings)
 
 
-def load_model(folder: str | Path, *, modules: Mapping[str, Callable[..., nn.Module]] | None = None) -> Model:
-    """Load a model folder, on the CPU. Nothing that its files name is imported.
+def load_model(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    modules: Mapping[str, Callable[..., nn.Module]] | None = None,
+) -> Model:
+    """Load a model folder. Nothing that its files name is imported.
 
     Args:
-        folder: As `Model.save` wrote it.
+        folder: As `Model.save` wrote it, on whatever device.
+        device: Where it is to be asked.
         modules: The classes of the user's own that the model is built of, by the names it has for them or by their own.
 
     Raises:
-        MissingFileError: No model there.
-        ModelFormatError: Damaged, of another schema version, of a method that is not installed, or of a class that was not
+        MissingFileError: No model there, or a file of it is missing.
+        ModelFormatError: Damaged, of a newer schema version, of a method that is not installed, or of a class that was not
             handed over.
+        PriorError: The prior has a class of the user's own, which must be loaded first.
+        UnsupportedError: There is no such device here.
     """
     described, weights = read_model(Path(folder))
     try:
@@ -89,7 +131,16 @@ def load_model(folder: str | Path, *, modules: Mapping[str, Callable[..., nn.Mod
         settings = settings.model_copy(update={"embedding": with_classes(settings.embedding, modules or {})})
         prior, observables = Prior.from_json(described["prior"]), Variables.from_json(described["observables"])
         estimator = build_estimator(prior, observables, settings)
+        ranges = {key.removeprefix(_RANGE): weights.pop(key) for key in list(weights) if key.startswith(_RANGE)}
         estimator.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, ValidationError, UnknownNameError) as error:
+    except (KeyError, TypeError, RuntimeError, ValidationError, UnknownNameError, ConfigError, ShapeError) as error:
         raise ModelFormatError(f"the model at {folder} cannot be rebuilt: {error}") from error
-    return Model(estimator.eval(), prior, described.get("facts", {}))
+    estimator.seen = Ranges.from_tensors(ranges, observables)
+    return Model(_move(estimator.eval(), device), prior, described.get("facts", {}))
+
+
+def _move(estimator: Estimator, device: str | torch.device) -> Estimator:
+    try:
+        return estimator.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UnsupportedError(f"`device` must be one that is here; got {str(device)!r}: {error}") from error

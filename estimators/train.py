@@ -138,6 +138,9 @@ def _arrays(
     if training.loader == "stream":
         raise ConfigError("`loader` must be auto, device or memory for arrays: `stream` needs a simulation store")
     _check(theta, x, prior, impute=estimator.impute)
+    for name, values in x.items():
+        _check_told_apart(name, values)
+    _check_drawn(theta, prior)
     named = None if groups is None else _groups(groups, len(theta))
     return split(as_batch(theta, x), training.validation, named)
 
@@ -195,7 +198,10 @@ def _check_stored(store: SimulationStore, keep: np.ndarray, prior: Prior) -> Non
         )
     for shard in range(store.layout.shards):
         rows = store.layout.shard_rows(shard)
-        _check_theta(store.read_array("theta", rows)[keep[rows]], prior)
+        theta = store.read_array("theta", rows)[keep[rows]]
+        _check_theta(theta, prior)
+        if shard == 0:
+            _check_drawn(theta, prior)
 
 
 def _named(x: ArrayLike | Mapping[str, ArrayLike]) -> Arrays:
@@ -230,6 +236,38 @@ def _with_own_classes(settings: EstimatorSettings) -> EstimatorSettings:
     """Classes in place of the names that the caller gave."""
     embedding = with_classes(settings.embedding, imported(settings.embedding))
     return settings.model_copy(update={"embedding": embedding})
+
+
+def _check_drawn(theta: np.ndarray, prior: Prior) -> None:
+    """Refuse parameters that no draw from the prior has: one value in all rows, or those of another parameter."""
+    if len(theta) < 2:
+        return
+    for i, name in enumerate(prior.names):
+        if (theta[:, i] == theta[0, i]).all():
+            raise ShapeError(
+                f"`theta` must be drawn from the prior; `{name}` is {theta[0, i]:g} in all {len(theta)} rows: "
+                "leave a parameter that is known out of the prior"
+            )
+        same = [other for j, other in enumerate(prior.names[:i]) if (theta[:, i] == theta[:, j]).all()]
+        if same:
+            raise ShapeError(
+                f"`theta` must be drawn from the prior; `{name}` equals `{same[0]}` in all {len(theta)} rows: "
+                "leave one of them out of the prior"
+            )
+
+
+def _check_told_apart(name: str, values: np.ndarray) -> None:
+    """Refuse x whose differences are lost in float32, which is what networks take."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size or finite.min() == finite.max():
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        seen = finite.astype(np.float32)
+    if seen.min() == seen.max() != 0:  # 0 is refused where it is cast
+        raise ShapeError(
+            f"`x[{name!r}]` lies between {finite.min():.17g} and {finite.max():.17g}, which float32, the precision of "
+            "networks, cannot tell apart: subtract an offset"
+        )
 
 
 def _path(folder: str | Path | None) -> Path | None:

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..data.errors import TrainingError
 from ..data.loaders import Portions, Rows, SimulationsDataModule
+from ..data.ranges import Ranges
 from .base import Estimator
 from .settings import TrainingSettings
 
@@ -178,7 +179,9 @@ def train_estimator(
         TrainingError: The loss is no number, or a checkpoint cannot be read.
     """
     hardware = hardware or Hardware()
-    estimator.fit_preprocess(Portions(train))
+    estimator.seen = Ranges()
+    estimator.fit_preprocess(estimator.seen.watch(Portions(train)))
+    _tell_constant(estimator.seen)
     resident = {"device": True, "memory": False}.get(settings.loader)
     data = SimulationsDataModule(train, validation, batch_size=settings.batch_size, seed=seed, resident=resident)
     module = TrainingModule(estimator, settings, settings.epochs * data.steps_per_epoch)
@@ -280,6 +283,18 @@ def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losse
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def _tell_constant(seen: Ranges) -> None:
+    constant = seen.constant() if seen.rows > 1 else []
+    if constant:
+        named = ", ".join(f"`{name}`" for name in constant[:5]) + (" and others" if len(constant) > 5 else "")
+        warnings.warn(
+            f"{len(constant)} entries of x have one value in all {seen.rows} training rows ({named}): they tell nothing, and "
+            "the network gets 0 for each; another value in an observation will be warned of",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:

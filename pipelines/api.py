@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.errors import ConfigError, MissingFileError
-from ..data.results import read_tree
+from ..data.results import read_tree, to_inference_data
 from ..data.store import SimulationStore
 from ..data.variables import Arrays
 from ..diagnostics.base import CheckResult
@@ -39,15 +39,15 @@ class Run:
         config: The complete configuration.
     """
 
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, job: Job, folder: Path, device: str | torch.device = "cpu") -> None:
+        self.folder, self._device = folder, device
         self.config = job.config
         self._job = job
 
     @property
     def model(self) -> Model:
         """The trained estimator, loaded from its folder."""
-        return load_model(self.folder / "model", modules=self._job.modules)
+        return load_model(self.folder / "model", self._device, modules=self._job.modules)
 
     @property
     def posterior(self) -> Posterior:
@@ -75,6 +75,14 @@ class Run:
     def results(self) -> xr.DataTree:
         """All results of the observation, in ArviZ's groups."""
         return read_tree(self.folder / "posterior.zarr")
+
+    def to_inference_data(self) -> Any:
+        """The same results for ArviZ.
+
+        Raises:
+            UnsupportedError: ArviZ is not installed: ``pip install 'simfer[arviz]'``.
+        """
+        return to_inference_data(self.results)
 
     @property
     def simulations(self) -> SimulationStore:
@@ -136,21 +144,26 @@ def run(
     return Run(job, folder.path)
 
 
-def load(folder: str | Path, *, modules: Mapping[str, Any] | None = None) -> Run | Model:
+def load(
+    folder: str | Path, *, device: str | torch.device = "cpu", modules: Mapping[str, Any] | None = None
+) -> Run | Model:
     """Open a run folder or a model folder.
 
     Args:
         folder: Of a run or of a model.
+        device: Where the model is asked; any, wherever it was trained.
         modules: Classes of your own that a model's embedding is built of, by name; a model folder imports nothing.
 
     Raises:
-        MissingFileError: Neither.
+        MissingFileError: Neither, or a file of a model is missing.
+        ModelFormatError: A file of a model is damaged, or was written by a newer simfer.
+        UnsupportedError: There is no such device here.
     """
     folder = Path(folder)
-    if (folder / "model.json").is_file():
-        return load_model(folder, modules=modules)
+    if any((folder / name).is_file() for name in ("model.json", "weights.safetensors")):
+        return load_model(folder, device, modules=modules)
     if (folder / "config.yaml").is_file():
-        return Run(_job_of(folder), folder)
+        return Run(_job_of(folder), folder, device)
     raise MissingFileError(f"no run and no model at {folder}: a run has `config.yaml`, a model has `model.json`")
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_IN_CORNER = 12
+_OF_OBSERVATION = ("posterior", "amortised", "refine", "outside_training")  # not counts and times, but results
 
 
 def check_results(job: Job, folder: RunFolder) -> dict[str, CheckResult]:
@@ -58,7 +59,7 @@ def write_summary(job: Job, folder: RunFolder) -> None:
     stages = {
         name: {
             "seconds": marker.seconds,
-            **{k: v for k, v in marker.numbers.items() if k not in ("checks", "posterior", "amortised", "refine")},
+            **{k: v for k, v in marker.numbers.items() if k not in ("checks", *_OF_OBSERVATION)},
         }
         for name, marker in markers.items()
     }
@@ -67,7 +68,7 @@ def write_summary(job: Job, folder: RunFolder) -> None:
         "verdict": "fail" if any(c["verdict"] == "fail" for c in checks.values()) else "pass",
         "stages": stages,
         "checks": checks,
-        **{key: markers["infer"].numbers.get(key, {}) for key in ("posterior", "amortised", "refine")},
+        **{key: markers["infer"].numbers.get(key, {}) for key in _OF_OBSERVATION},
     }
     write_json(folder / "summary.json", summary)
 

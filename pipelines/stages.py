@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -253,6 +254,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config, observables, parameters = job.config, job.simulator.observables, job.prior.variables
     observed = {name: job.observation[name] for name in observables.names}
     posterior = load_model(folder / "model", modules=job.modules).posterior
+    outside = _outside(posterior, job.observation, reporter)
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
     theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
     refined = _refined(job, posterior, reporter)
@@ -265,7 +267,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "sample_stats": _log_probs(log_density),
         "observed_data": data_dataset(job.conditions, job.observation),
     }
-    numbers: Numbers = {"posterior": summarise(theta, parameters.names)}
+    numbers: Numbers = {"posterior": summarise(theta, parameters.names), "outside_training": outside}
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
         numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
@@ -281,6 +283,18 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         numbers["checks"] = {result.name: result.to_json()}
     write_tree(tree(groups, {"run": config.name}), folder / "posterior.zarr")
     return numbers
+
+
+def _outside(posterior: Posterior, x: Arrays, reporter: Reporter) -> list[str]:
+    """Entries of the observation beyond the training data, said once and here."""
+    from ..data.ranges import OutsideTrainingWarning, advice
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutsideTrainingWarning)
+        entries = posterior.outside(x)
+    if entries:
+        reporter.say(f"infer: {advice(1, entries, 1)}", style="yellow")
+    return [str(entry) for entry in entries]
 
 
 def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:

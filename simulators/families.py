@@ -159,6 +159,7 @@ class Family:
     arguments: tuple[str, ...]
     to_normal: Values
     from_normal: Values
+    in_torch: bool = True  # whether both directions are torch operations, which a program for torch alone can hold
 
 
 def _show(values: Tensor) -> str:
@@ -288,20 +289,22 @@ def _from_relaxed_bernoulli(d: D.RelaxedBernoulli, z: Tensor) -> Tensor:
     return torch.sigmoid((logistic + d.logits) / d.temperature)
 
 
-def _scipy(frozen: Callable[[Any], Any]) -> tuple[Values, Values]:
-    """Both directions through a scipy distribution made from the torch one."""
+def _scipy(
+    distribution: Callable[..., D.Distribution], arguments: tuple[str, ...], frozen: Callable[[Any], Any]
+) -> Family:
+    """A family with both directions through a scipy distribution made from the torch one."""
 
-    def to_normal(d: Any, theta: Tensor) -> Tensor:
+    def to_z(d: Any, theta: Tensor) -> Tensor:
         law, values = frozen(d), theta.detach().cpu().numpy()
         tails = (torch.as_tensor(np.asarray(tail)) for tail in (law.cdf(values), law.sf(values)))
         return from_tails(*tails).to(theta)
 
-    def from_normal(d: Any, z: Tensor) -> Tensor:
+    def from_z(d: Any, z: Tensor) -> Tensor:
         law, values = frozen(d), z.detach().cpu().numpy()
         tail = scipy.stats.norm.sf(np.abs(values))
         return torch.as_tensor(np.where(values < 0, law.ppf(tail), law.isf(tail))).to(z)
 
-    return to_normal, from_normal
+    return Family(distribution, arguments, to_z, from_z, in_torch=False)
 
 
 def _n(value: Tensor) -> np.ndarray:
@@ -323,41 +326,40 @@ FAMILIES: dict[str, Family] = {
     "Exponential": Family(D.Exponential, ("rate",), _to_exponential, lambda d, z: -torch.special.log_ndtr(-z) / d.rate),
     "HalfNormal": Family(D.HalfNormal, ("scale",), _to_half_normal, _from_half_normal),
     "TruncatedNormal": Family(TruncatedNormal, ("loc", "scale", "low", "high"), _to_truncated, _from_truncated),
-    "Beta": Family(
-        D.Beta,
-        ("concentration1", "concentration0"),
-        *_scipy(lambda d: _s.beta(_n(d.concentration1), _n(d.concentration0))),
+    "Beta": _scipy(
+        D.Beta, ("concentration1", "concentration0"), lambda d: _s.beta(_n(d.concentration1), _n(d.concentration0))
     ),
-    "Cauchy": Family(D.Cauchy, ("loc", "scale"), *_scipy(lambda d: _s.cauchy(_n(d.loc), _n(d.scale)))),
-    "Chi2": Family(D.Chi2, ("df",), *_scipy(lambda d: _s.chi2(_n(d.df)))),
+    "Cauchy": _scipy(D.Cauchy, ("loc", "scale"), lambda d: _s.cauchy(_n(d.loc), _n(d.scale))),
+    "Chi2": _scipy(D.Chi2, ("df",), lambda d: _s.chi2(_n(d.df))),
     "ContinuousBernoulli": Family(
         D.ContinuousBernoulli, ("probs",), _to_continuous_bernoulli, _from_continuous_bernoulli
     ),
-    "FisherSnedecor": Family(D.FisherSnedecor, ("df1", "df2"), *_scipy(lambda d: _s.f(_n(d.df1), _n(d.df2)))),
-    "Gamma": Family(
-        D.Gamma, ("concentration", "rate"), *_scipy(lambda d: _s.gamma(_n(d.concentration), scale=1 / _n(d.rate)))
-    ),
+    "FisherSnedecor": _scipy(D.FisherSnedecor, ("df1", "df2"), lambda d: _s.f(_n(d.df1), _n(d.df2))),
+    "Gamma": _scipy(D.Gamma, ("concentration", "rate"), lambda d: _s.gamma(_n(d.concentration), scale=1 / _n(d.rate))),
     "GeneralizedPareto": Family(
         GeneralizedPareto, ("loc", "scale", "concentration"), _to_generalized_pareto, _from_generalized_pareto
     ),
-    "Gumbel": Family(D.Gumbel, ("loc", "scale"), *_scipy(lambda d: _s.gumbel_r(_n(d.loc), _n(d.scale)))),
-    "HalfCauchy": Family(D.HalfCauchy, ("scale",), *_scipy(lambda d: _s.halfcauchy(scale=_n(d.scale)))),
-    "InverseGamma": Family(
-        D.InverseGamma, ("concentration", "rate"), *_scipy(lambda d: _s.invgamma(_n(d.concentration), scale=_n(d.rate)))
+    "Gumbel": _scipy(D.Gumbel, ("loc", "scale"), lambda d: _s.gumbel_r(_n(d.loc), _n(d.scale))),
+    "HalfCauchy": _scipy(D.HalfCauchy, ("scale",), lambda d: _s.halfcauchy(scale=_n(d.scale))),
+    "InverseGamma": _scipy(
+        D.InverseGamma, ("concentration", "rate"), lambda d: _s.invgamma(_n(d.concentration), scale=_n(d.rate))
     ),
     "Kumaraswamy": Family(Kumaraswamy, ("concentration1", "concentration0"), _to_kumaraswamy, _from_kumaraswamy),
-    "Laplace": Family(D.Laplace, ("loc", "scale"), *_scipy(lambda d: _s.laplace(_n(d.loc), _n(d.scale)))),
-    "Pareto": Family(D.Pareto, ("scale", "alpha"), *_scipy(lambda d: _s.pareto(_n(d.alpha), scale=_n(d.scale)))),
+    "Laplace": _scipy(D.Laplace, ("loc", "scale"), lambda d: _s.laplace(_n(d.loc), _n(d.scale))),
+    "Pareto": _scipy(D.Pareto, ("scale", "alpha"), lambda d: _s.pareto(_n(d.alpha), scale=_n(d.scale))),
     "RelaxedBernoulli": Family(
         relaxed_bernoulli, ("temperature", "probs"), _to_relaxed_bernoulli, _from_relaxed_bernoulli
     ),
-    "StudentT": Family(D.StudentT, ("df", "loc", "scale"), *_scipy(lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale)))),
-    "Weibull": Family(
-        D.Weibull,
-        ("scale", "concentration"),
-        *_scipy(lambda d: _s.weibull_min(_n(d.concentration), scale=_n(d.scale))),
+    "StudentT": _scipy(D.StudentT, ("df", "loc", "scale"), lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale))),
+    "Weibull": _scipy(
+        D.Weibull, ("scale", "concentration"), lambda d: _s.weibull_min(_n(d.concentration), scale=_n(d.scale))
     ),
 }
+
+
+def from_normal(z: Tensor, family: Family, distribution: D.Distribution, low: Tensor, high: Tensor) -> Tensor:
+    """z → theta within [low, high], as values: `FromNormal` without its derivative."""
+    return family.from_normal(distribution, z.clamp(-_FAR, _FAR)).clamp(low, high)
 
 
 class ToNormal(torch.autograd.Function):
@@ -381,7 +383,7 @@ class FromNormal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, family: Family, distribution: D.Distribution, low: Tensor, high: Tensor) -> Tensor:
-        theta = family.from_normal(distribution, z.clamp(-_FAR, _FAR)).clamp(low, high)
+        theta = from_normal(z, family, distribution, low, high)
         ctx.save_for_backward(z, theta)
         ctx.distribution = distribution
         return theta

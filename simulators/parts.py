@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from .families import Family, FromNormal, ToNormal, from_tails, log_phi
+from .families import Family, FromNormal, ToNormal, from_normal, from_tails, log_phi
 
 Make = Callable[[torch.device], Distribution]
 
@@ -90,6 +90,8 @@ class Marginals:
         return ToNormal.apply(inside, self._family, distribution)
 
     def from_unconstrained(self, z: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # a program for torch alone holds values, not our rule for their derivative
+            return from_normal(z, self._family, *self._on(z.device))
         return FromNormal.apply(z, self._family, *self._on(z.device))
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
@@ -118,6 +120,7 @@ class JointNormal:
     def __init__(self, index: list[int], loc: Tensor, covariance: Tensor) -> None:
         self.index = torch.tensor(index)
         self._loc, self._factor = loc, torch.linalg.cholesky(covariance)
+        self._log_volume = float(self._factor.diagonal().log().sum())
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         return bounds(constraints.real, len(self.index))
@@ -126,7 +129,7 @@ class JointNormal:
         return torch.isfinite(theta).all(-1)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        density = log_phi(self.to_unconstrained(theta)).sum(-1) - self._log_volume()
+        density = log_phi(self.to_unconstrained(theta)).sum(-1) - self._log_volume
         return torch.where(torch.isinf(theta).any(-1), -math.inf, density)
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
@@ -137,13 +140,10 @@ class JointNormal:
         return self._loc.to(z) + z @ self._factor.to(z).mT
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
-        return torch.zeros_like(theta[..., 0]) - self._log_volume()
+        return torch.zeros_like(theta[..., 0]) - self._log_volume
 
     def sample(self, rows: int) -> Tensor:
         return self.from_unconstrained(torch.randn(rows, len(self.index), dtype=torch.float64))
-
-    def _log_volume(self) -> float:
-        return float(self._factor.diagonal().log().sum())
 
 
 class OwnLaw:

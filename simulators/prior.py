@@ -69,6 +69,7 @@ class Prior:
         self._order = torch.argsort(torch.cat([part.index for part in self._parts]))
         sides = zip(*(part.bounds() for part in self._parts), strict=True)
         self._low, self._high = (torch.cat(side)[self._order] for side in sides)
+        self._check_scales()
 
     @property
     def dim(self) -> int:
@@ -115,6 +116,15 @@ class Prior:
         """z → theta, strictly inside the support."""
         z = self._checked(z)
         return self._gather([part.from_unconstrained(z[..., part.index]) for part in self._parts])
+
+    def rounded(
+        self, theta: Float[Tensor, "*batch parameter"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "*batch parameter"]:
+        """Theta in another precision, no further out than the ends of the support."""
+        near = theta.to(dtype)
+        low, high = self._low.to(theta.device), self._high.to(theta.device)
+        near = torch.where(near.double() < low, torch.nextafter(near, near.new_tensor(torch.inf)), near)
+        return torch.where(near.double() > high, torch.nextafter(near, near.new_tensor(-torch.inf)), near)
 
     def log_abs_det(
         self, theta: Float[Tensor, "*batch parameter"], z: Float[Tensor, "*batch parameter"]
@@ -232,6 +242,17 @@ class Prior:
             )
         return values.double()
 
+    def _check_scales(self) -> None:
+        """Refuse what double precision cannot hold, such as a normal whose variance is 0 in it."""
+        middle = self.from_unconstrained(torch.zeros(self.dim, dtype=torch.float64))
+        for part in self._parts:
+            if not part.log_prob(middle[part.index]).isfinite():
+                named = ", ".join(self.names[i] for i in part.index.tolist())
+                raise PriorError(
+                    f"prior of `{named}`: its density is no number at its centre, {middle[part.index].tolist()}: the scale is "
+                    "beyond double precision; use other units"
+                )
+
     def _gather(self, columns: list[Tensor]) -> Tensor:
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)[..., self._order.to(columns[0].device)]
 
@@ -298,7 +319,7 @@ class _PriorTransform(Transform):
     __hash__ = Transform.__hash__
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.prior.from_unconstrained(x).to(x.dtype)
+        return self.prior.rounded(self.prior.from_unconstrained(x), x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self.prior.to_unconstrained(y).to(y.dtype)
