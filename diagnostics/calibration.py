@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from ..data.errors import ShapeError
+from ..data.ranges import OutsideTrainingWarning
 from ..data.results import SAMPLE, columns, draws_dataset, read_tree, tree, write_tree
 from ..data.variables import Arrays, Variables
 from ..estimators.base import Posterior, XLike
@@ -70,10 +72,12 @@ class CalibrationSet:
             seed: Of the draws.
         """
         rows = posterior.observables.rows(x, finite=not posterior.imputes)
-        sampled, log_q_draws = posterior.sample_with_log_prob((draws,), rows, seed=seed)
-        log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], rows)[0]
+        with warnings.catch_warnings():  # held-out simulations exceed those trained on now and then
+            warnings.simplefilter("ignore", OutsideTrainingWarning)
+            sampled, log_q_draws = posterior.sample_with_log_prob((draws,), rows, seed=seed)
+            log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], rows)[0]
         return cls(
-            posterior.prior.variables,
+            posterior.parameters,
             np.asarray(theta, dtype=np.float64),
             _flat(rows, posterior.observables),
             sampled.cpu().numpy().swapaxes(0, 1),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..estimators.base import Posterior, XLike
+from ..estimators.interop import from_sbi
 from .base import Check, CheckResult
 from .calibration import CalibrationSet
 from .coverage import Coverage
@@ -18,7 +19,7 @@ STANDARD: tuple[Check, ...] = (SBC(), Coverage(), TARP())
 
 
 def check(
-    posterior: Posterior,
+    posterior: Any,
     theta: Any,
     x: XLike,
     *,
@@ -29,7 +30,7 @@ def check(
     """Check a posterior on simulated pairs that it was not trained on.
 
     Args:
-        posterior: The one to be checked.
+        posterior: The one to be checked; one of sbi's will do, for which x is one tensor.
         theta: Truths from the prior, shape ``(pair, parameter)``; a thousand pairs see errors of a few percent.
         x: One row per pair, simulated at ``theta``.
         draws: Posterior draws per pair, taken once and read by every check.
@@ -39,5 +40,6 @@ def check(
     Returns:
         Name of the check → its result.
     """
-    calibration = CalibrationSet.draw(posterior, np.asarray(theta), x, draws=draws, seed=seed)
+    asked = posterior if isinstance(posterior, Posterior) else from_sbi(posterior, theta, x)
+    calibration = CalibrationSet.draw(asked, np.asarray(theta), x, draws=draws, seed=seed)
     return {each.name: each(calibration) for each in checks}
