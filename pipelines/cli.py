@@ -148,11 +148,14 @@ def import_(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="STORE|RUN", help="A store of simulations, or a run folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, ending in .h5, .hdf5 or .nc.")],
-    what: Annotated[str, typer.Option("--what", metavar="simulations|posterior", help="Of a run.")] = "simulations",
+    source: Annotated[Path, typer.Argument(metavar="STORE|RUN|MODEL", help="A store, a run folder or a model folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file, ending in .h5, .hdf5, .nc or .pt2.")],
+    what: Annotated[
+        str | None,
+        typer.Option("--what", metavar="simulations|posterior|sampler|log_prob", help="The last two to .pt2."),
+    ] = None,
 ) -> None:
-    """Write simulations, or the posterior's draws, to HDF5 or NetCDF."""
+    """Write simulations or draws to HDF5 or NetCDF, or the posterior as a program (.pt2) that runs without simfer."""
     from .exchange import export_file
 
     export_file(source, out, what)

@@ -19,7 +19,9 @@ from .progress import Reporter
 from .upkeep import store_of
 from .yaml_file import override_all, read_source, validate
 
-_WHAT = ("simulations", "posterior")
+_DATA = ("simulations", "posterior")
+_PROGRAMS = ("sampler", "log_prob")
+_PROGRAM_SUFFIX = ".pt2"
 
 
 def import_store(source: str, out: Path, sets: Sequence[str]) -> None:
@@ -35,17 +37,33 @@ def import_store(source: str, out: Path, sets: Sequence[str]) -> None:
     _say(store)
 
 
-def export_file(source: Path, out: Path, what: str = "simulations") -> None:
-    """Write the simulations of a store or run, or the draws of a run, to one file.
+def export_file(source: Path, out: Path, what: str | None = None) -> None:
+    """Write simulations or draws to one file of data, or the trained posterior as a program for torch alone.
+
+    Args:
+        source: A store, a model folder, or a run folder that has either.
+        out: A new file; one ending in ``.pt2`` is a program.
+        what: ``simulations`` or ``posterior`` draws, or a program's function, ``sampler`` or ``log_prob``; the first
+            that fits the ending when None.
 
     Raises:
-        ConfigError: Neither simulations nor posterior, or a file name of no known ending.
-        MissingFileError: No store there, or no posterior.
-        StoreError: Something is at ``out``, or rows are pending.
+        ConfigError: Not among these, or of another kind than the ending.
+        MissingFileError: No store, no posterior or no model there.
+        StoreError: Something is at ``out`` already, or rows are pending.
+        UnsupportedError: This posterior cannot be a program.
     """
-    if what not in _WHAT:
-        raise ConfigError(f"`--what`: unknown `{what}`; {did_you_mean(what, _WHAT)}")
-    if what == "posterior":
+    suited = _PROGRAMS if out.suffix.lower() == _PROGRAM_SUFFIX else _DATA
+    what = what or suited[0]
+    if what not in (*_DATA, *_PROGRAMS):
+        raise ConfigError(f"`--what`: unknown `{what}`; {did_you_mean(what, (*_DATA, *_PROGRAMS))}")
+    if what not in suited:
+        raise ConfigError(
+            f"`--what {what}` must go to a file of its kind; got `{out}`: {_PROGRAM_SUFFIX} holds "
+            f"{' or '.join(_PROGRAMS)}, other files {' or '.join(_DATA)}"
+        )
+    if what in _PROGRAMS:
+        _export_program(source, out, what)
+    elif what == "posterior":
         _export_posterior(source, out)
     else:
         store = store_of(source)
@@ -70,6 +88,14 @@ def _export_posterior(source: Path, out: Path) -> None:
         raise MissingFileError(f"no posterior at {path}: `--what posterior` needs a run that has inferred one")
     with xr.open_datatree(path, engine="zarr") as results:
         export_tree(results, out)
+
+
+def _export_program(source: Path, out: Path, what: str) -> None:
+    from ..estimators.export import export_posterior
+    from ..estimators.model import load_model
+
+    folder = source / "model" if (source / "model").is_dir() else source
+    export_posterior(load_model(folder), out, what)
 
 
 def _is_config(source: str) -> bool:

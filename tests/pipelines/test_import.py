@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from ruamel.yaml import YAML
 
@@ -277,6 +278,20 @@ def test_export_of_a_run(finished: Run, tmp_path: Path, capsys: pytest.CaptureFi
     assert ".h5, .hdf5, .nc" in main_fails(["export", str(finished.folder), str(tmp_path / "x.npz")], capsys)
     store = str(finished.folder / "simulations.zarr")
     assert "needs a run" in main_fails(["export", store, str(tmp_path / "x.nc"), "--what", "posterior"], capsys)
+
+
+@pytest.mark.slow
+def test_export_of_a_program(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, x = tmp_path / "log_prob.pt2", torch.tensor([[0.0, 0.1], [0.2, 0.0]])
+    main_ok(["export", str(finished.folder), str(out), "--what", "log_prob"])
+    theta = torch.zeros(4, 2, 2, dtype=torch.float64)
+    got = torch.export.load(out).module()({"x": x}, theta)
+    torch.testing.assert_close(got, finished.posterior.log_prob_batched(theta, x), atol=1e-4, rtol=1e-4)
+    assert "must be free" in main_fails(["export", str(finished.folder / "model"), str(out)], capsys)
+    assert "`--what sampler` must go to a file of its kind" in main_fails(
+        ["export", str(finished.folder), str(tmp_path / "x.nc"), "--what", "sampler"], capsys
+    )
+    assert "no model at" in main_fails(["export", str(tmp_path), str(tmp_path / "x.pt2")], capsys)
 
 
 def test_nothing_to_merge_is_said(tmp_path: Path) -> None:
