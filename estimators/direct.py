@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
-from ..data.errors import ShapeError, UnsupportedError
+from ..data.errors import ShapeError
 from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Posterior, XLike, seeded
+from .mixture import strata
 from .settings import EstimatorSettings
 
 _ROWS_AT_ONCE = 2**17  # draws × observations in one pass: bounds memory, costs no speed
@@ -91,11 +92,20 @@ class DirectPosterior(Posterior):
             return torch.cat(parts).reshape(theta.shape[:-1])
 
     def rsample(self, sample_shape: Sequence[int], x: XLike) -> Float[Tensor, "*sample_shape observation parameter"]:
-        flow = self.estimator.density(self._context(x))
-        if not flow.has_rsample:
-            kind = self.estimator.settings.flow.kind
-            raise UnsupportedError(f"`rsample` needs a reparametrised density; `{kind}` has none: use nsf or maf")
-        return self._theta(flow.rsample(torch.Size(sample_shape)))
+        return self._theta(self.estimator.density(self._context(x)).rsample(torch.Size(sample_shape)))
+
+    def rsample_stratified(
+        self, sample_shape: Sequence[int], x: XLike
+    ) -> tuple[
+        Float[Tensor, "*sample_shape component observation parameter"], Float[Tensor, "component observation"]
+    ]:
+        """Draws of every component of a mixture, and the logarithms of its weights; one component where it is none.
+
+        Both are differentiable, and so is the expectation ``(log_weights.exp() * f(draws)).sum(-2).mean(0)`` of f, to all
+        orders and with less noise than that of `rsample`.
+        """
+        z, log_weights = strata(self.estimator.density(self._context(x)), sample_shape)
+        return self._theta(z).movedim(-2, -3), log_weights.movedim(-1, -2)
 
     def to(self, device: str | torch.device) -> DirectPosterior:
         self.network.to(device)
@@ -122,7 +132,7 @@ class DirectPosterior(Posterior):
 
     def _with_log_prob(self, draws: int, context: Tensor) -> tuple[Tensor, Tensor]:
         flow = self.estimator.density(context)
-        if not hasattr(flow, "rsample_and_log_prob"):  # zuko's mixture
+        if not flow.has_rsample:  # a mixture whose weights are a function of x
             theta = self._theta(flow.sample((draws,)))
             return theta, log_prob(self.estimator, theta, context)
         z, lp = flow.rsample_and_log_prob((draws,))

@@ -54,20 +54,51 @@ class FlowSettings(Settings):
     """The conditional density, from zuko.
 
     Attributes:
-        kind: ``nsf`` (neural spline flow), ``maf`` (masked autoregressive flow) or ``gmm`` (Gaussian mixture).
-        transforms: How many transformations a flow chains.
-        hidden: Widths of the hidden layers.
-        bins: Bins of a spline (nsf).
-        bound: A spline acts within ±bound in units of the prior's standard deviation and is the identity outside (nsf).
+        kind: ``nsf`` (neural spline flow), ``maf`` (masked autoregressive flow), ``coupling`` (splines in coupling layers),
+            ``realnvp`` (affine coupling layers), ``cnf`` (continuous flow) or ``gmm`` (Gaussian mixture).
+        transforms: How many transformations a flow chains; one of coupling layers needs twice the binary logarithm of the
+            number of parameters for each to depend on each.
+        hidden: Widths of the hidden layers; of a cnf one width, repeated for each block.
+        bins: Bins of a spline (nsf, coupling).
+        bound: A spline acts within ±bound in units of the prior's standard deviation and is the identity outside (nsf,
+            coupling).
         components: Components of the mixture (gmm).
+        steps: Of the solver, an even number (cnf).
+        probes: Directions in which the divergence is taken (cnf): exact up to that many parameters.
     """
 
-    kind: Literal["nsf", "maf", "gmm"] = "nsf"
+    kind: Literal["nsf", "maf", "coupling", "realnvp", "cnf", "gmm"] = "nsf"
     transforms: PositiveInt = 5
     hidden: tuple[PositiveInt, ...] = (64, 64)
     bins: PositiveInt = 8
     bound: PositiveFloat = 5.0
     components: PositiveInt = 8
+    steps: int = Field(default=12, ge=2, multiple_of=2)
+    probes: PositiveInt = 20
+
+
+class FieldSettings(Settings):
+    """The velocity field of flow matching, and its solver.
+
+    Attributes:
+        hidden: Width of the hidden layers.
+        blocks: How many residual blocks.
+        sigma_min: Standard deviation, in units of the prior's, to which a path narrows around the parameters.
+        alpha: Times are drawn with a density that goes as t to this power; above 0, late times, which decide about
+            narrow posteriors, are seen more often.
+        draws: Of time and noise for every row of a step.
+        steps: Of the solver, an even number.
+        probes: Directions in which the divergence is taken for the log density: exact up to that many parameters,
+            Hutchinson's estimate beyond.
+    """
+
+    hidden: PositiveInt = 64
+    blocks: PositiveInt = 4
+    sigma_min: float = Field(default=1e-4, gt=0, lt=1)
+    alpha: NonNegativeFloat = 1.0
+    draws: PositiveInt = 4
+    steps: int = Field(default=16, ge=2, multiple_of=2)
+    probes: PositiveInt = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +236,9 @@ class DensitySettings(Settings):
     """What an estimator is built from.
 
     Attributes:
-        method: A registered estimator; ``npe``.
-        flow: The density.
+        method: A registered estimator: ``npe`` or ``fmpe``.
+        flow: The density (npe).
+        field: The velocity field (fmpe).
         embedding: The summary network.
         transforms: Observable → function applied before standardisation; ``rank`` makes every entry normal. ``auto``, also
             where nothing is given, chooses from the data: ``log1p`` for counts and ``identity`` for the rest, unless they
@@ -218,6 +250,7 @@ class DensitySettings(Settings):
 
     method: str = "npe"
     flow: FlowSettings = FlowSettings()
+    field: FieldSettings = FieldSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     transforms: dict[str, XTransform] = Field(default_factory=dict)
     whiten: bool = False

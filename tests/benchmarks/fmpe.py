@@ -1,0 +1,116 @@
+"""Flow matching beside NPE on the same simulations: accuracy against exact or reference posteriors, and time. Prints one table.
+
+gaussian_linear: median KL(exact ‖ q) over 200 observations, in nats. two_moons: C2ST against the SBI benchmark's reference
+draws, mean over observations, by the benchmark's own protocol (0.5 is perfect).
+
+python tests/benchmarks/fmpe.py [FOLDER OF THE UNPACKED PACKAGE sbibm] [--rows 10000] [--observations 5] [--only METHOD ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
+
+import simfer
+from simfer.estimators.base import Posterior
+from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
+from simfer.simulators import benchmark
+from simfer.simulators.campaign import Reference
+
+HERE = Path(__file__).parent
+NONE = EmbeddingSettings(kind="none")
+METHODS = {
+    "npe nsf": EstimatorSettings(flow=FlowSettings(kind="nsf"), embedding=NONE),
+    "npe coupling": EstimatorSettings(flow=FlowSettings(kind="coupling"), embedding=NONE),
+    "npe maf": EstimatorSettings(flow=FlowSettings(kind="maf"), embedding=NONE),
+    "npe cnf": EstimatorSettings(flow=FlowSettings(kind="cnf", hidden=(64, 64, 64, 64)), embedding=NONE),
+    "fmpe": EstimatorSettings(method="fmpe", embedding=NONE),
+}
+TRAINING = TrainingSettings(epochs=60, batch_size=256, learning_rate=2e-3, weight_decay=1e-2)
+SLOW = {"npe cnf": TRAINING.model_copy(update={"epochs": 15})}  # a twelfth of the steps a second
+
+
+def c2st(reference: np.ndarray, draws: np.ndarray) -> float:
+    """Accuracy of a classifier between two samples, as in the benchmark: z-scored by the first, five folds."""
+    mean, sd = reference.mean(0), reference.std(0)
+    both = (np.concatenate([reference, draws]) - mean) / sd
+    label = np.repeat([0, 1], [len(reference), len(draws)])
+    width = 10 * reference.shape[1]
+    network = MLPClassifier((width, width), activation="relu", max_iter=10_000, solver="adam", random_state=1)
+    folds = KFold(n_splits=5, shuffle=True, random_state=1)
+    return float(cross_val_score(network, both, label, cv=folds, scoring="accuracy").mean())
+
+
+def trained(task: str, method: str, rows: int) -> tuple[Posterior, float]:
+    """A posterior, and the seconds its training took."""
+    simulator: Any = Reference(task).load()
+    rng = np.random.default_rng(0)
+    theta = simulator.prior.sample(rows, rng)
+    x = simulator.simulate(theta, rng)
+    started = time.perf_counter()
+    model = simfer.train(
+        theta, x, simulator.prior, estimator=METHODS[method], training=SLOW.get(method, TRAINING)
+    )
+    return model.posterior, time.perf_counter() - started
+
+
+def on_gaussian_linear(posterior: Posterior) -> float:
+    return float(runpy.run_path(str(HERE / "gaussian_linear.py"))["median_kl"](posterior))
+
+
+def on_two_moons(posterior: Posterior, package: Path, observations: int) -> float:
+    found = []
+    for k in range(1, observations + 1):
+        x = np.array(benchmark.observations("two_moons")[f"observation_{k}"]["x"])
+        reference = runpy.run_path(str(HERE / "sbibm_tasks.py"))["reference_draws"](package, "two_moons", k)
+        draws = posterior.sample((len(reference),), x, seed=k).numpy()
+        found.append(c2st(reference, draws))
+    return float(np.mean(found))
+
+
+def seconds_of_draws(posterior: Posterior, task: str) -> float:
+    """Of 100 × 500 draws with their log density."""
+    simulator: Any = Reference(task).load()
+    rng = np.random.default_rng(1)
+    x = simulator.simulate(simulator.prior.sample(100, rng), rng)
+    started = time.perf_counter()
+    posterior.sample_with_log_prob((500,), x, seed=0)
+    return time.perf_counter() - started
+
+
+def lines(package: Path, rows: int, observations: int, methods: list[str]) -> Iterator[str]:
+    for method in methods:
+        posterior, training = trained("gaussian_linear", method, rows)
+        seconds = seconds_of_draws(posterior, "gaussian_linear")
+        yield f"{'gaussian_linear':16} {method:13} {on_gaussian_linear(posterior):9.4f} {training:9.1f} {seconds:9.2f}"
+        posterior, training = trained("two_moons", method, rows)
+        seconds = seconds_of_draws(posterior, "two_moons")
+        yield f"{'two_moons':16} {method:13} {on_two_moons(posterior, package, observations):9.4f} {training:9.1f} {seconds:9.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--observations", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=list(METHODS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{arguments.rows:,} simulations, one thread; KL for gaussian_linear, C2ST for two_moons")
+    print(f"{'task':16} {'method':13} {'KL | C2ST':>9} {'training':>9} {'100 × 500 draws with log density, seconds':>9}")
+    with runpy.run_path(str(HERE / "sbibm_tasks.py"))["unpacked"](arguments.folder) as package:
+        for line in lines(package, arguments.rows, arguments.observations, arguments.only):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
