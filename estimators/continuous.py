@@ -40,7 +40,10 @@ class Field(Protocol):
 
     features: int
     epsilon: float
-    context: Callable[[Tensor], Tensor]
+
+    @property
+    def context(self) -> Callable[[Tensor], Tensor]:
+        """Encodes c."""
 
     def conditions(self, encoded: Tensor, t: Tensor) -> list[Tensor]:
         """What `at` is to know of c, as encoded by ``context``, and of t, ``(*times, 1)``."""
@@ -73,7 +76,7 @@ class VelocityField(nn.Module):
         self.features, self.epsilon = features, epsilon
         self.state, self.context = nn.Linear(features, width), nn.Linear(context, width)
         self.time = nn.Linear(2 * frequencies, width)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.blocks: Sequence[_Block] = nn.ModuleList(_Block(width) for _ in range(blocks))  # type: ignore[assignment]
         self.out = nn.Linear(width, features)
         self.frequencies: Tensor
         self.register_buffer("frequencies", torch.arange(1.0, frequencies + 1), persistent=False)

@@ -96,9 +96,7 @@ class DirectPosterior(Posterior):
 
     def rsample_stratified(
         self, sample_shape: Sequence[int], x: XLike
-    ) -> tuple[
-        Float[Tensor, "*sample_shape component observation parameter"], Float[Tensor, "component observation"]
-    ]:
+    ) -> tuple[Float[Tensor, "*sample_shape component observation parameter"], Float[Tensor, "component observation"]]:
         """Draws of every component of a mixture, and the logarithms of its weights; one component where it is none.
 
         Both are differentiable, and so is the expectation ``(log_weights.exp() * f(draws)).sum(-2).mean(0)`` of f, to all

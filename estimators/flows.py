@@ -45,10 +45,7 @@ def coupling_masks(features: int, layers: int) -> list[list[bool]]:
     https://arxiv.org/abs/2001.05486.
     """
     digits = max(1, (features - 1).bit_length())
-    return [
-        [((j >> (layer // 2 % digits)) & 1) == 1 - layer % 2 for j in range(features)]
-        for layer in range(layers)
-    ]
+    return [[((j >> (layer // 2 % digits)) & 1) == 1 - layer % 2 for j in range(features)] for layer in range(layers)]
 
 
 def _nsf(settings: FlowSettings, features: int, context: int) -> nn.Module:
@@ -77,7 +74,9 @@ def _realnvp(settings: FlowSettings, features: int, context: int) -> nn.Module:
 
 def _cnf(settings: FlowSettings, features: int, context: int) -> nn.Module:
     if len(set(settings.hidden)) != 1:
-        raise ShapeError(f"`hidden` of a continuous flow must be one width, repeated for each block; got {settings.hidden}")
+        raise ShapeError(
+            f"`hidden` of a continuous flow must be one width, repeated for each block; got {settings.hidden}"
+        )
     return ContinuousFlow(
         features,
         context,
@@ -90,9 +89,7 @@ def _cnf(settings: FlowSettings, features: int, context: int) -> nn.Module:
 
 
 def _gmm(settings: FlowSettings, features: int, context: int) -> nn.Module:
-    return _GMM(
-        features, context, components=settings.components, hidden_features=settings.hidden, activation=nn.SiLU
-    )
+    return _GMM(features, context, components=settings.components, hidden_features=settings.hidden, activation=nn.SiLU)
 
 
 class _GMM(zuko.mixtures.GMM):  # type: ignore[misc]

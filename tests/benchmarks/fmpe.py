@@ -57,9 +57,7 @@ def trained(task: str, method: str, rows: int) -> tuple[Posterior, float]:
     theta = simulator.prior.sample(rows, rng)
     x = simulator.simulate(theta, rng)
     started = time.perf_counter()
-    model = simfer.train(
-        theta, x, simulator.prior, estimator=METHODS[method], training=SLOW.get(method, TRAINING)
-    )
+    model = simfer.train(theta, x, simulator.prior, estimator=METHODS[method], training=SLOW.get(method, TRAINING))
     return model.posterior, time.perf_counter() - started
 
 
@@ -106,7 +104,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{arguments.rows:,} simulations, one thread; KL for gaussian_linear, C2ST for two_moons")
-    print(f"{'task':16} {'method':13} {'KL | C2ST':>9} {'training':>9} {'100 × 500 draws with log density, seconds':>9}")
+    print(
+        f"{'task':16} {'method':13} {'KL | C2ST':>9} {'training':>9} {'100 × 500 draws with log density, seconds':>9}"
+    )
     with runpy.run_path(str(HERE / "sbibm_tasks.py"))["unpacked"](arguments.folder) as package:
         for line in lines(package, arguments.rows, arguments.observations, arguments.only):
             print(line, flush=True)

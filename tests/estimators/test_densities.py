@@ -69,7 +69,7 @@ def test_draws_follow_the_density(kind: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         draws = made.sample((20_000,)).numpy()
-    counts = np.histogram2d(*draws.T, bins=[np.linspace(-6, 6, cells + 1)] * 2)[0]
+    counts = np.histogramdd(draws, bins=[np.linspace(-6, 6, cells + 1)] * 2)[0]
     expected = 20_000 * mass.numpy()
     many = expected > 10
     observed, wanted = counts[many], expected[many]

@@ -10,10 +10,16 @@ import torch
 import torch.distributions as D
 
 import simfer
-from simfer.data.errors import NotFiniteError, ShapeError, UnsupportedError
+from simfer.data.errors import NotFiniteError, ShapeError
 from simfer.estimators.base import Posterior
 from simfer.estimators.model import Model, build_estimator, load_model
-from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
+from simfer.estimators.settings import (
+    EmbeddingSettings,
+    EstimatorSettings,
+    FieldSettings,
+    FlowSettings,
+    TrainingSettings,
+)
 from simfer.simulators.families import TruncatedNormal
 from simfer.simulators.prior import Prior
 
@@ -21,7 +27,11 @@ SMALL = EmbeddingSettings(features=4, hidden=(16,))
 SETTINGS = {
     "nsf": EstimatorSettings(flow=FlowSettings(kind="nsf", transforms=2, hidden=(16, 16)), embedding=SMALL),
     "maf": EstimatorSettings(flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL),
+    "coupling": EstimatorSettings(flow=FlowSettings(kind="coupling", transforms=2, hidden=(16, 16)), embedding=SMALL),
+    "realnvp": EstimatorSettings(flow=FlowSettings(kind="realnvp", transforms=4, hidden=(16, 16)), embedding=SMALL),
+    "cnf": EstimatorSettings(flow=FlowSettings(kind="cnf", hidden=(16, 16)), embedding=SMALL),
     "gmm": EstimatorSettings(flow=FlowSettings(kind="gmm", components=3, hidden=(16,)), embedding=SMALL),
+    "fmpe": EstimatorSettings(method="fmpe", field=FieldSettings(hidden=32, blocks=2), embedding=SMALL),
     "nsf, no embedding": EstimatorSettings(
         flow=FlowSettings(transforms=1, hidden=(16,)), embedding=EmbeddingSettings(kind="none")
     ),
@@ -29,7 +39,6 @@ SETTINGS = {
         flow=FlowSettings(kind="nsf", transforms=1, hidden=(16,)), embedding=SMALL, ensemble=3
     ),
 }
-REPARAMETRISED = [name for name in SETTINGS if name != "gmm"]
 PRIOR = Prior({"a": D.Uniform(-1.0, 1.0), "b": TruncatedNormal(0.5, 1.0, low=0.0)})
 
 
@@ -126,7 +135,7 @@ def test_save_and_load_change_nothing(model: Model, x: dict[str, np.ndarray], tm
     assert loaded.facts == model.facts
 
 
-@pytest.mark.parametrize("name", REPARAMETRISED)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_rsample_and_log_prob_have_gradients_in_x(name: str) -> None:
     """Against finite differences, in float64 through the network."""
     estimator = build_estimator(PRIOR, simfer.Variables([simfer.Variable("x", (2,))]), SETTINGS[name], seed=1)
@@ -145,10 +154,19 @@ def test_rsample_and_log_prob_have_gradients_in_x(name: str) -> None:
     assert through.abs().sum() > 0
 
 
-def test_rsample_of_a_mixture_is_refused_by_name() -> None:
-    estimator = build_estimator(PRIOR, simfer.Variables([simfer.Variable("x", (2,))]), SETTINGS["gmm"])
-    with pytest.raises(UnsupportedError, match="`gmm` has none: use nsf or maf"):
-        estimator.posterior(PRIOR).rsample((3,), torch.zeros(1, 2))
+@pytest.mark.parametrize("name", SETTINGS)
+def test_stratified_draws_have_the_moments_of_plain_ones(name: str) -> None:
+    estimator = build_estimator(PRIOR, simfer.Variables([simfer.Variable("x", (2,))]), SETTINGS[name], seed=1)
+    posterior, x = estimator.posterior(PRIOR), torch.tensor([[0.3, 0.8], [0.1, 1.5]])
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        theta, log_weights = posterior.rsample_stratified((4000,), x)
+    assert theta.shape == (4000, len(log_weights), 2, 2)
+    plain = posterior.sample_batched((4000,), x, seed=1)
+    for power in (1, 2):
+        mean = (log_weights.exp()[..., None] * theta**power).sum(1)
+        error = (mean.var(0) / 4000 + (plain**power).var(0) / 4000).sqrt()
+        assert ((mean.mean(0) - (plain**power).mean(0)).abs() < 5 * error).all()
 
 
 def test_default_x(posterior: Posterior, x: dict[str, np.ndarray]) -> None:
@@ -178,5 +196,5 @@ def test_bad_theta_is_named(posterior: Posterior, x: dict[str, np.ndarray]) -> N
 
 
 def test_another_prior_is_refused(model: Model) -> None:
-    with pytest.raises(ShapeError, match="NPE cannot change it"):
+    with pytest.raises(ShapeError, match="cannot change it"):
         model.estimator.posterior(Prior({"a": D.Normal(0.0, 1.0), "b": D.Normal(0.0, 1.0)}))
