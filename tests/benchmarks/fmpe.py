@@ -35,7 +35,7 @@ METHODS = {
     "npe cnf": EstimatorSettings(flow=FlowSettings(kind="cnf", hidden=(64, 64, 64, 64)), embedding=NONE),
     "fmpe": EstimatorSettings(method="fmpe", embedding=NONE),
 }
-TRAINING = TrainingSettings(epochs=60, batch_size=256, learning_rate=2e-3, weight_decay=1e-2)
+TRAINING = TrainingSettings(epochs=60, batch_size=256, learning_rate=4e-3, weight_decay=1e-2)
 SLOW = {"npe cnf": TRAINING.model_copy(update={"epochs": 15})}  # a twelfth of the steps a second
 
 
