@@ -27,7 +27,6 @@ from zuko.flows.coupling import GeneralCouplingTransform
 from zuko.lazy import Flow, UnconditionalDistribution
 from zuko.transforms import MonotonicRQSTransform
 
-from ..data.errors import ShapeError
 from .continuous import ContinuousFlow
 from .mixture import GaussianMixture
 from .settings import FlowSettings
@@ -73,10 +72,6 @@ def _realnvp(settings: FlowSettings, features: int, context: int) -> nn.Module:
 
 
 def _cnf(settings: FlowSettings, features: int, context: int) -> nn.Module:
-    if len(set(settings.hidden)) != 1:
-        raise ShapeError(
-            f"`hidden` of a continuous flow must be one width, repeated for each block; got {settings.hidden}"
-        )
     return ContinuousFlow(
         features,
         context,

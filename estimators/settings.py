@@ -76,6 +76,12 @@ class FlowSettings(Settings):
     steps: int = Field(default=12, ge=2, multiple_of=2)
     probes: PositiveInt = 20
 
+    @model_validator(mode="after")
+    def _blocks_are_alike(self) -> FlowSettings:
+        if self.kind == "cnf" and len(set(self.hidden)) != 1:
+            raise ValueError(f"`hidden` of a cnf must be one width, repeated for each block; got {list(self.hidden)}")
+        return self
+
 
 class FieldSettings(Settings):
     """The velocity field of flow matching, and its solver.

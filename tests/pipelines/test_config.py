@@ -155,6 +155,16 @@ def test_recipes_are_valid_and_their_dump_means_the_same(name: str, tmp_path: Pa
     assert make_job(read_source(tmp_path / "config.yaml")).config == first.config
 
 
+def test_flow_matching_has_settings_of_its_own(tmp_path: Path) -> None:
+    text = "simulator: two_moons\ntrain:\n  method: fmpe\n  field: {hidden: 32, steps: 8}\n"
+    settings = job(tmp_path, text).config.train.estimator(impute=False)
+    assert (settings.method, settings.field.hidden, settings.field.steps) == ("fmpe", 32, 8)
+    (problem,) = problems(tmp_path, text.replace("steps: 8", "steps: 7"))
+    assert problem.startswith("c.yaml:4: `train.field.steps`: must be a multiple of 2")
+    (problem,) = problems(tmp_path, "simulator: two_moons\ntrain:\n  flow: {kind: cnf, hidden: [32, 16]}\n")
+    assert "`hidden` of a cnf must be one width, repeated for each block; got [32, 16]" in problem
+
+
 @pytest.mark.parametrize(
     ("key", "value", "attribute"),
     [
