@@ -10,6 +10,7 @@ python tests/benchmarks/fmpe.py [FOLDER OF THE UNPACKED PACKAGE sbibm] [--rows 1
 from __future__ import annotations
 
 import argparse
+import runpy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from c2st import c2st
-from gaussian_linear import median_kl
-from sbibm_tasks import reference_draws, unpacked
 
 import simfer
 from simfer.estimators.base import Posterior
@@ -38,6 +36,11 @@ TRAINING = TrainingSettings(epochs=60, batch_size=256, learning_rate=4e-3, weigh
 SLOW = {"npe cnf": TRAINING.model_copy(update={"epochs": 15})}  # every step solves an ODE
 
 
+def of(script: str, name: str) -> Any:
+    """A function of another benchmark."""
+    return runpy.run_path(str(Path(__file__).with_name(script)))[name]
+
+
 def trained(task: str, method: str, rows: int) -> tuple[Posterior, float]:
     """A posterior, and the seconds its training took."""
     simulator: Any = Reference(task).load()
@@ -50,7 +53,7 @@ def trained(task: str, method: str, rows: int) -> tuple[Posterior, float]:
 
 
 def on_two_moons(posterior: Posterior, package: Path, observations: int) -> float:
-    found = []
+    found, c2st, reference_draws = [], of("c2st.py", "c2st"), of("sbibm_tasks.py", "reference_draws")
     for k in range(1, observations + 1):
         x = np.array(benchmark.observations("two_moons")[f"observation_{k}"]["x"])
         reference = reference_draws(package, "two_moons", k)
@@ -73,7 +76,8 @@ def lines(package: Path, rows: int, observations: int, methods: list[str]) -> It
     for method in methods:
         posterior, training = trained("gaussian_linear", method, rows)
         seconds = seconds_of_draws(posterior, "gaussian_linear")
-        yield f"{'gaussian_linear':16} {method:13} {median_kl(posterior):9.4f} {training:9.1f} {seconds:9.2f}"
+        kl = of("gaussian_linear.py", "median_kl")(posterior)
+        yield f"{'gaussian_linear':16} {method:13} {kl:9.4f} {training:9.1f} {seconds:9.2f}"
         posterior, training = trained("two_moons", method, rows)
         seconds = seconds_of_draws(posterior, "two_moons")
         yield f"{'two_moons':16} {method:13} {on_two_moons(posterior, package, observations):9.4f} {training:9.1f} {seconds:9.2f}"
@@ -89,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{arguments.rows:,} simulations, one thread; KL for gaussian_linear, C2ST for two_moons")
     print(f"{'task':16} {'method':13} {'KL | C2ST':>9} {'train s':>9} {'draw s':>9}")
-    with unpacked(arguments.folder) as package:
+    with of("sbibm_tasks.py", "unpacked")(arguments.folder) as package:
         for line in lines(package, arguments.rows, arguments.observations, arguments.only):
             print(line, flush=True)
 
