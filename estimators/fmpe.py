@@ -32,7 +32,7 @@ from .continuous import ContinuousDistribution, ContinuousFlow
 from .direct import DirectPosterior
 from .embeddings import build_embedding
 from .noise import combine, key_of_rows, uniform
-from .preprocess import Preprocess
+from .preprocess import build_preprocess
 from .settings import EstimatorSettings
 
 _EPSILON = 0.01  # of the clock: posteriors down to some hundredths of the prior's width are resolved
@@ -45,8 +45,8 @@ class FMPE(Estimator):
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__(prior, observables, settings)
         self.prior, self.observables, self.settings = prior, observables, settings
-        self.preprocess = Preprocess(observables, settings.transforms, whiten=settings.whiten, impute=settings.impute)
-        self.embedding, context = build_embedding(settings.embedding, self.preprocess.features)
+        self.preprocess = build_preprocess(observables, settings)
+        self.embedding, context = build_embedding(settings.embedding, observables)
         field = settings.field
         self.flow = ContinuousFlow(
             prior.dim,
