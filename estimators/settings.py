@@ -101,7 +101,7 @@ class FieldSettings(Settings):
     hidden: PositiveInt = 64
     blocks: PositiveInt = 4
     sigma_min: float = Field(default=1e-4, gt=0, lt=1)
-    alpha: NonNegativeFloat = 3.0
+    alpha: NonNegativeFloat = 1.0
     draws: PositiveInt = 4
     steps: int = Field(default=16, ge=2, multiple_of=2)
     probes: PositiveInt = 20

@@ -21,7 +21,13 @@ import torch
 
 import simfer
 from simfer.estimators.base import Posterior
-from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
+from simfer.estimators.settings import (
+    EmbeddingSettings,
+    EstimatorSettings,
+    FieldSettings,
+    FlowSettings,
+    TrainingSettings,
+)
 from simfer.simulators import benchmark
 from simfer.simulators.campaign import Reference
 
@@ -30,6 +36,7 @@ METHODS = {
     "npe nsf": EstimatorSettings(flow=FlowSettings(kind="nsf"), embedding=NONE),
     "npe coupling": EstimatorSettings(flow=FlowSettings(kind="coupling"), embedding=NONE),
     "fmpe": EstimatorSettings(method="fmpe", embedding=NONE),
+    "fmpe alpha 3": EstimatorSettings(method="fmpe", field=FieldSettings(alpha=3.0), embedding=NONE),
     "npe cnf": EstimatorSettings(flow=FlowSettings(kind="cnf", hidden=(64, 64, 64, 64)), embedding=NONE),
 }
 TRAINING = TrainingSettings(epochs=60, batch_size=256, learning_rate=4e-3, weight_decay=1e-2)
