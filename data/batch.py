@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,14 @@ class Batch(NamedTuple):
     """Rows of simulations, row i of ``x`` simulated at row i of ``theta``.
 
     ``theta`` is float64, as on disk, because the bijection to unconstrained space needs its tails; ``x`` maps the
-    name of an observable to a float32 tensor of shape ``(rows, *shape)``.
+    name of an observable to a float32 tensor of shape ``(rows, *shape)``. What depends on theta alone may have been computed
+    ahead: ``z``, theta in the prior's unconstrained space, float32, and ``log_abs_det``, log |dz / dtheta|, float64.
     """
 
     theta: Float[Tensor, "rows parameter"]
     x: dict[str, Tensor]
+    z: Float[Tensor, "rows parameter"] | None = None
+    log_abs_det: Float[Tensor, "rows"] | None = None
 
     @property
     def rows(self) -> int:
@@ -30,10 +34,16 @@ class Batch(NamedTuple):
         return self.theta.nbytes + sum(values.nbytes for values in self.x.values())
 
     def select(self, index: Tensor | slice) -> Batch:
-        return Batch(self.theta[index], {name: values[index] for name, values in self.x.items()})
+        return self._each(lambda values: values[index])
 
     def to(self, device: object) -> Batch:
-        return Batch(self.theta.to(device), {name: values.to(device) for name, values in self.x.items()})  # type: ignore[call-overload]
+        return self._each(lambda values: values.to(device))  # type: ignore[call-overload]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        x = {name: change(values) for name, values in self.x.items()}
+        if self.z is None or self.log_abs_det is None:
+            return Batch(change(self.theta), x)
+        return Batch(change(self.theta), x, change(self.z), change(self.log_abs_det))
 
 
 def require_float32(name: str, values: np.ndarray, cast: np.ndarray) -> None:

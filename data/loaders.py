@@ -94,6 +94,14 @@ class WholeBatches(Position):
             part = slice(start, min(start + self.batch_size, last))
             yield self.rows.select(part if order is None else order[part])
 
+    def numbers(self, index: int) -> np.ndarray:
+        """Which of the rows make up batch ``index`` of this epoch, counted from 0."""
+        first, last = self._share()
+        start = first + index * self.batch_size
+        rows = np.arange(start, min(start + self.batch_size, last))
+        order = self._order()
+        return rows if order is None else order.cpu().numpy()[rows]
+
     def to(self, device: torch.device) -> None:
         """Keep all rows on ``device`` from now on, if they are to be resident."""
         if self.resident or (self.resident is None and _fits(self.rows, device)):
@@ -159,6 +167,10 @@ class SimulationsDataModule(L.LightningDataModule):
 
     def set_epoch(self, epoch: int) -> None:
         self._train.set_epoch(epoch)
+
+    def numbers(self, index: int) -> np.ndarray | None:
+        """Which training rows make up batch ``index`` of this epoch; None where they are streamed."""
+        return self._train.numbers(index) if isinstance(self._train, WholeBatches) else None
 
     def train_dataloader(self) -> Loader:
         return self._train

@@ -62,6 +62,10 @@ class Estimator(nn.Module, ABC):
         ``portions`` may be iterated several times; each time is one pass over the rows, on disk if that is where they are.
         """
 
+    def prepare(self, rows: Batch) -> Batch:
+        """Rows that stay in memory, with what a step needs of them and no weight changes; as they are by default."""
+        return rows
+
     @abstractmethod
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:
         """The objective of each row; its mean is minimised."""

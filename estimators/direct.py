@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from ..data.batch import Batch
 from ..data.errors import ShapeError
 from ..data.variables import Variables
 from ..simulators.prior import Prior
@@ -41,6 +42,20 @@ def log_prob(
     """log q(theta | x) given the density's context, in float64; -inf outside the support."""
     z = estimator.prior.to_unconstrained(theta)
     return estimator.density(context).log_prob(z.float()).double() + estimator.prior.log_abs_det(theta.double(), z)
+
+
+def with_latents(prior: Prior, rows: Batch) -> Batch:
+    """The same rows with z and log |dz / dtheta|, which no weight changes, so that no step computes them again."""
+    z = prior.to_unconstrained(rows.theta)
+    return rows._replace(z=z.float(), log_abs_det=prior.log_abs_det(rows.theta.double(), z))
+
+
+def latents(prior: Prior, batch: Batch) -> tuple[Float[Tensor, "rows parameter"], Float[Tensor, "rows"]]:
+    """z as float32 and log |dz / dtheta| as float64 of a batch, computed if they were not ahead."""
+    known = batch if batch.z is not None else with_latents(prior, batch)
+    assert known.z is not None
+    assert known.log_abs_det is not None
+    return known.z, known.log_abs_det
 
 
 class DirectPosterior(Posterior):

@@ -73,6 +73,9 @@ class Ensemble(Estimator):
     def fit_preprocess(self, portions: Iterable[Batch]) -> None:
         self.member.fit_preprocess(portions)
 
+    def prepare(self, rows: Batch) -> Batch:
+        return self.member.prepare(rows)
+
     def member_losses(self, batch: Batch) -> Float[Tensor, "member rows"]:
         return self.each(lambda member: member.loss(batch))
 

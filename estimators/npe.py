@@ -22,7 +22,7 @@ from ..data.errors import ShapeError
 from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Estimator
-from .direct import DirectPosterior, log_prob
+from .direct import DirectPosterior, latents, with_latents
 from .embeddings import build_embedding
 from .flows import build_flow
 from .preprocess import build_preprocess
@@ -52,8 +52,12 @@ class NPE(Estimator):
     def density(self, context: Float[Tensor, "rows context"]) -> Any:
         return self.flow(context)
 
+    def prepare(self, rows: Batch) -> Batch:
+        return with_latents(self.prior, rows)
+
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:
-        return -log_prob(self, batch.theta, self.condition(batch.x))
+        z, log_abs_det = latents(self.prior, batch)
+        return -(self.density(self.condition(batch.x)).log_prob(z).double() + log_abs_det)
 
     def posterior(self, prior: Prior) -> DirectPosterior:
         if prior != self.prior:

@@ -132,7 +132,7 @@ def search(
     given = {"theta": theta, "x": x, "prior": prior, "rows": rows, "seed": seed, **arguments}
     fit = partial(_fit, given, estimator, training)
     with _quiet(optuna):
-        pruner = optuna.pruners.MedianPruner(max(1, min(5, trials // 4)), n_warmup_steps=1 + training.epochs // 10)
+        pruner = optuna.pruners.MedianPruner(max(1, min(5, trials // 4)), n_warmup_steps=_warmup(training))
         study = _Study(optuna, Path(folder), name, dimensions, seed, pruner)
         study.begin_with({key: value_of(key, estimator, training) for key in dimensions})
         while len(study.trials) < trials and study.seconds < (seconds or math.inf):
@@ -140,6 +140,11 @@ def search(
             write_text(Path(folder) / "best.yaml", _yaml(study.trials))
             on_trial(study.trials[-1])
         return Found(study.trials, *with_values(_best(study.trials).values, estimator, training))
+
+
+def _warmup(training: TrainingSettings) -> int:
+    """Epochs before which no trial is given up."""
+    return 6 if training.epochs == "auto" else 1 + training.epochs // 10
 
 
 def _fit(

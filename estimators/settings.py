@@ -277,7 +277,8 @@ class TrainingSettings(Settings):
     """Optimisation: AdamW, linear warm-up, cosine decay to zero, early stopping, best weights kept.
 
     Attributes:
-        epochs: Passes over the training rows at most; the cosine ends there.
+        epochs: Passes over the training rows at most; the cosine ends there. ``auto``, as in the next two, is a function
+            of the number of training rows.
         batch_size: Rows in a step.
         learning_rate: Peak of the schedule.
         weight_decay: Of AdamW.
@@ -285,19 +286,21 @@ class TrainingSettings(Settings):
         clip: Bound on the norm of the gradient.
         patience: Epochs without a better validation loss before stopping.
         validation: Fraction of the rows kept for the validation loss.
+        ema: Decay of an exponential moving average of the weights, such as 0.999; validated and kept in their place.
         loader: Where rows are kept: ``device``, ``memory``, or ``stream``ed from the store; ``auto`` streams what exceeds
             the memory budget and keeps on the device what fits there. Streaming shuffles otherwise, so results differ
             from those of the first two, which are the same.
     """
 
-    epochs: PositiveInt = 60
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 1e-3
+    epochs: PositiveInt | Literal["auto"] = "auto"
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    learning_rate: PositiveFloat | Literal["auto"] = "auto"
     weight_decay: NonNegativeFloat = 1e-4
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: PositiveFloat = 5.0
     patience: NonNegativeInt = 15
     validation: float = Field(default=0.1, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
 
 

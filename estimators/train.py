@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def train(
     rows: slice | np.ndarray = slice(None),
     seed: int = 0,
     folder: str | Path | None = None,
+    logs: str | Path | None = None,
     hardware: Hardware | None = None,
     on_epoch: EpochReport = lambda epoch, train_loss, val_loss: None,
 ) -> Model:
@@ -60,7 +62,9 @@ def train(
         observables: Names, units and support of x; taken from the arrays, or the store, when None.
         rows: Which rows of a store, a slice or one truth value each.
         seed: Of initial weights and of the order of rows.
-        folder: Keeps checkpoints; training continues from what is there, with the loader it began with.
+        folder: Keeps checkpoints; training continues from what is there, with the loader it began with. A batch whose loss
+            is no number is saved there.
+        logs: Keeps ``metrics.csv``, and what TensorBoard and other loggers write; ``folder`` when None.
         hardware: Where to train.
         on_epoch: Called with (epoch, training loss, validation loss) after every epoch.
 
@@ -79,17 +83,26 @@ def train(
     if isinstance(theta, SimulationStore | str | Path):
         store = theta if isinstance(theta, SimulationStore) else SimulationStore.open(theta)
         prior = prior or _prior(store)
-        learn, validate = _stored(store, rows, prior, estimator, training, hardware, where)
+        learn, validate, mask = _stored(store, rows, prior, estimator, training, hardware, where)
         observables = observables or store.conditions
     else:
         if prior is None or x is None:
             raise ShapeError("`x` and `prior` must be given with theta as an array; only a store knows them")
         named = _named(x)
-        learn, validate = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training, groups)
+        learn, validate, mask = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training, groups)
         observables = observables or _observables(named)
     network = build_estimator(prior, observables, estimator, seed)
     history = train_estimator(
-        network, learn, validate, training, seed=seed, folder=where, hardware=hardware, on_epoch=on_epoch
+        network,
+        learn,
+        validate,
+        training,
+        seed=seed,
+        folder=where,
+        logs=_path(logs),
+        hardware=hardware,
+        name_rows=lambda numbers: np.flatnonzero(mask)[numbers],
+        on_epoch=on_epoch,
     )
     facts = {
         "rows": {"train": learn.rows, "validation": validate.rows},
@@ -97,7 +110,7 @@ def train(
         **history.facts,
         "seconds": history.seconds,
         "loader": _described(learn),
-        "training": training.model_dump(mode="json"),
+        "training": training.model_dump(mode="json") | asdict(history.budget),
         "transforms": network.transforms,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
         "seed": seed,
@@ -112,8 +125,11 @@ def split(rows: Batch, validation: float, groups: np.ndarray | None = None) -> t
     Raises:
         ShapeError: Too few rows, or groups, for both.
     """
-    masks = hold_out(np.ones(rows.rows, dtype=bool), validation, groups)
-    if groups is None:  # slices, which copy nothing
+    return _divided(rows, hold_out(np.ones(rows.rows, dtype=bool), validation, groups), slices=groups is None)
+
+
+def _divided(rows: Batch, masks: tuple[np.ndarray, np.ndarray], *, slices: bool) -> tuple[Batch, Batch]:
+    if slices:  # they copy nothing
         first = int(masks[0].sum())
         return rows.select(slice(0, first)), rows.select(slice(first, None))
     learn, validate = (rows.select(torch.from_numpy(np.flatnonzero(mask))) for mask in masks)
@@ -134,7 +150,8 @@ def _arrays(
     estimator: EstimatorSettings,
     training: TrainingSettings,
     groups: ArrayLike | None,
-) -> tuple[Batch, Batch]:
+) -> tuple[Batch, Batch, np.ndarray]:
+    """Rows to learn from and to validate with, and which the former are."""
     if training.loader == "stream":
         raise ConfigError("`loader` must be auto, device or memory for arrays: `stream` needs a simulation store")
     _check(theta, x, prior, impute=estimator.impute)
@@ -142,7 +159,8 @@ def _arrays(
         _check_told_apart(name, values)
     _check_drawn(theta, prior)
     named = None if groups is None else _groups(groups, len(theta))
-    return split(as_batch(theta, x), training.validation, named)
+    masks = hold_out(np.ones(len(theta), dtype=bool), training.validation, named)
+    return *_divided(as_batch(theta, x), masks, slices=named is None), masks[0]
 
 
 def _stored(
@@ -153,8 +171,11 @@ def _stored(
     training: TrainingSettings,
     hardware: Hardware,
     folder: Path | None,
-) -> tuple[Rows, Rows]:
-    """Usable rows of a store, split as arrays are; whether x is finite has been asked when it was simulated."""
+) -> tuple[Rows, Rows, np.ndarray]:
+    """Usable rows of a store, split as arrays are; whether x is finite has been asked when it was simulated.
+
+    Which are to learn from comes last.
+    """
     keep = usable_rows(store, rows, impute=estimator.impute)
     _check_stored(store, keep, prior)
     group = store.read_array("group") if store.schema.grouped else None
@@ -163,8 +184,8 @@ def _stored(
     decided = _decided(StoredRows(store, keep, memory), training, folder)
     parts = [StoredRows(store, mask, memory, buffer_rows=decided.get("buffer_rows")) for mask in masks]
     if decided["kind"] == "stream":
-        return parts[0], parts[1]
-    return parts[0].load(), parts[1].load()
+        return parts[0], parts[1], masks[0]
+    return parts[0].load(), parts[1].load(), masks[0]
 
 
 def _decided(rows: StoredRows, training: TrainingSettings, folder: Path | None) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """Training: one thin Lightning module that owns optimisation, whatever the estimator.
 
 AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to zero, clipping of the
-gradient's norm, early stopping on the validation loss, best weights kept. After every epoch, and every ten minutes
-within one, the whole state, best weights included, goes to ``last.ckpt``; the order of rows depends on (seed, epoch)
-alone and the loader counts what was consumed, so a run killed anywhere ends with the same losses.
+gradient's norm, early stopping on the validation loss, best weights kept; on request those of an exponential moving
+average (Polyak & Juditsky 1992), whose decay rises as (1 + n) / (10 + n) to its value in n steps. After every epoch, and
+every ten minutes within one, the whole state, best weights included, goes to ``last.ckpt``; the order of rows depends on
+(seed, epoch) alone and the loader counts what was consumed, so a run killed anywhere ends with the same losses.
 """
 
 from __future__ import annotations
 
+import csv
 import datetime
+import io
 import logging
 import math
 import signal
@@ -17,23 +20,31 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ..data.batch import Batch
 from ..data.errors import TrainingError
+from ..data.files import write_text
 from ..data.loaders import Portions, Rows, SimulationsDataModule
 from ..data.ranges import Ranges
 from .base import Estimator
+from .compiled import When
+from .failure import Step, explain
+from .loggers import LoggerName, make_loggers
+from .schedule import Budget, budget
 from .settings import TrainingSettings
+from .tuning import Tuning
 
 _IRRELEVANT = (
     ".*does not have many workers.*",
@@ -46,9 +57,11 @@ _IRRELEVANT = (
     ".*The dirpath has changed.*",  # a run folder may be moved
 )
 
+_LAST = "last.ckpt"
 _CHECKPOINT_EVERY = datetime.timedelta(minutes=10)
 
 EpochReport = Callable[[int, float, float], None]
+RowNames = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +69,27 @@ class Hardware:
     """Where to train; cannot change what is trained beyond rounding, but for what ``memory`` decides.
 
     ``memory`` is the budget in bytes of each process for rows on their way to the network, a quarter of what the process
-    may use when None: what is larger is streamed, with a smaller buffer where the budget is below 512 MiB.
+    may use when None: what is larger is streamed, with a smaller buffer where the budget is below 512 MiB. ``threads`` are
+    torch's on a CPU: chosen when ``auto``, as they are when None. ``compile`` is when to use ``torch.compile``: where it pays
+    when ``auto``. ``loggers`` are those besides TensorBoard. The rest is the Lightning Trainer's.
     """
 
     accelerator: str = "auto"
     devices: int | str = "auto"
     precision: str = "32-true"
-    threads: int | None = None
+    threads: int | Literal["auto"] | None = "auto"
     memory: int | None = None
+    strategy: str = "auto"
+    compile: When = "auto"
+    loggers: tuple[LoggerName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """Losses in nats per row, one of each per epoch: of several members the mean.
 
-    ``members`` has the validation loss of every member, ``facts`` what the estimator learned when it was trained.
+    ``members`` has the validation loss of every member, ``facts`` what the estimator learned when it was trained,
+    ``budget`` what ``auto`` stood for.
     """
 
     train: list[float]
@@ -78,40 +97,86 @@ class History:
     seconds: float
     members: list[list[float]]
     facts: dict[str, Any]
+    budget: Budget
 
     @property
     def best_epoch(self) -> int:
-        return min(range(len(self.validation)), key=self.validation.__getitem__)
+        return min(range(len(self.validation)), key=lambda epoch: _comparable(self.validation[epoch]))
 
 
 class TrainingModule(L.LightningModule):
-    """Steps, schedule and mean losses of an estimator."""
+    """Steps, schedule and mean losses of an estimator.
 
-    def __init__(self, estimator: Estimator, settings: TrainingSettings, steps: int) -> None:
+    Args:
+        estimator: What is trained.
+        settings: Of the optimisation.
+        steps: In all epochs, at the end of which the schedule ends.
+        learning_rate: Peak of the schedule.
+        tuning: Looks at the machine before the first step; None leaves all as it is.
+        folder: Where a batch is saved whose loss is no number; None saves none.
+        name_rows: From numbers of training rows to what they are called where they came from.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        settings: TrainingSettings,
+        steps: int,
+        learning_rate: float,
+        *,
+        tuning: Tuning | None = None,
+        folder: Path | None = None,
+        name_rows: RowNames | None = None,
+    ) -> None:
         super().__init__()
         self.estimator = estimator
         self.settings = settings
-        self.steps = steps
+        self.steps, self.learning_rate = steps, learning_rate
+        self._tuning, self._folder, self._name_rows = tuning, folder, name_rows
+        self._last: Step | None = None
         self._sum: Tensor | float = 0.0
         self._count = 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # fifty times a step Lightning notes which hook it is in; modules look for parameters in what they are given
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def on_fit_start(self) -> None:
         self.trainer.datamodule.to(self.device)  # type: ignore[attr-defined]
+
+    def on_train_start(self) -> None:
+        if self._tuning:
+            left, precision = self.steps - self.global_step, self.trainer.precision_plugin.train_step_context
+            self._tuning.decide(self.estimator, left, self.device, precision)
 
     def on_train_epoch_start(self) -> None:
         # Lightning restores a loader's state only within an epoch; at its end the next order would be the first again
         self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        losses = self.estimator.member_losses(batch).mean(1)
-        loss = losses.sum()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch}, step {index}: "
-                "lower `learning_rate`, or declare a transform for an observable with extreme values"
-            )
-        self._sum, self._count = self._sum + losses.detach().mean(), self._count + 1
+        losses = self.estimator.member_losses(batch)
+        means = losses.mean(1)
+        if self.device.type != "cpu":  # a step late: asked now, the host would wait for the device in every step
+            self._require_finite()
+        self._last = Step(self.current_epoch, index, batch, losses.detach().sum(0))
+        if self.device.type == "cpu":
+            self._require_finite()
+        loss = means.sum()
+        self._sum, self._count = self._sum + means.detach().mean(), self._count + 1
         return loss
+
+    def _require_finite(self) -> None:
+        """Raise TrainingError if the last step's loss was no number."""
+        step, self._last = self._last, None
+        if step is not None and not math.isfinite(step.losses.mean()):
+            raise explain(step, self._rows(step.index), self._folder)
+
+    def _rows(self, index: int) -> np.ndarray | None:
+        numbers = self.trainer.datamodule.numbers(index)  # type: ignore[attr-defined]
+        return numbers if numbers is None or self._name_rows is None else self._name_rows(numbers)
 
     @property
     def mean_loss(self) -> float:
@@ -119,6 +184,7 @@ class TrainingModule(L.LightningModule):
         return float(self._sum) / max(self._count, 1)
 
     def on_train_epoch_end(self) -> None:
+        self._require_finite()
         self.log("train_loss", self.mean_loss)
         self._sum, self._count = 0.0, 0
 
@@ -146,7 +212,7 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         s = self.settings
-        optimizer = torch.optim.AdamW(self.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=s.weight_decay, fused=True)
         warmup = max(1, round(s.warmup * self.steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, warmup, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -160,7 +226,9 @@ def train_estimator(
     *,
     seed: int = 0,
     folder: Path | None = None,
+    logs: Path | None = None,
     hardware: Hardware | None = None,
+    name_rows: RowNames | None = None,
     on_epoch: EpochReport = lambda epoch, train_loss, val_loss: None,
 ) -> History:
     """Train in place and leave the best weights in ``estimator``.
@@ -171,45 +239,65 @@ def train_estimator(
         validation: Rows for the validation loss.
         settings: Of the optimisation.
         seed: Of the order of rows. Initial weights are the caller's.
-        folder: Where checkpoints and ``metrics.csv`` live; training continues from what is there. None keeps nothing.
+        folder: Where checkpoints live; training continues from what is there. None keeps nothing.
+        logs: Where ``metrics.csv`` and what other loggers write live; ``folder`` when None.
         hardware: Where to train.
+        name_rows: From numbers of training rows to what they are called where they came from, for messages.
         on_epoch: Called with (epoch, training loss, validation loss) after every epoch.
 
     Raises:
         TrainingError: The loss is no number, or a checkpoint cannot be read.
+        ConfigError: A logger that is not installed.
     """
     hardware = hardware or Hardware()
     estimator.seen = Ranges()
     estimator.fit_preprocess(estimator.seen.watch(Portions(train)))
     _tell_constant(estimator.seen)
+    train, validation = _prepared(estimator, train), _prepared(estimator, validation)
     resident = {"device": True, "memory": False}.get(settings.loader)
-    data = SimulationsDataModule(train, validation, batch_size=settings.batch_size, seed=seed, resident=resident)
-    module = TrainingModule(estimator, settings, settings.epochs * data.steps_per_epoch)
+    numbers = budget(settings, train.rows)
+    data = SimulationsDataModule(train, validation, batch_size=numbers.batch_size, seed=seed, resident=resident)
     with ExitStack() as stack:
-        stack.enter_context(_threads(hardware.threads))
         stack.enter_context(_quiet())
+        threads = stack.enter_context(_threads(hardware.threads))
+        stack.enter_context(_unvalidated())
+        logs, kept = logs or folder, folder
+        losses = Losses(on_epoch, logs)
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        losses = Losses(on_epoch)
-        trainer = _trainer(folder, settings, hardware, losses)
-        last = folder / "last.ckpt"
+        tuning = Tuning(train, numbers.batch_size, hardware.compile, threads)
+        stack.callback(tuning.compilation.undo)
+        steps, rate = numbers.epochs * data.steps_per_epoch, numbers.learning_rate
+        module = TrainingModule(estimator, settings, steps, rate, tuning=tuning, folder=kept, name_rows=name_rows)
+        loggers = make_loggers(hardware.loggers, logs or folder) if logs or hardware.loggers else []
+        trainer = _trainer(folder, settings, numbers.epochs, hardware, [losses], loggers)
+        last = folder / _LAST
         stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
     estimator.cpu().load_state_dict(losses.best)
     with _quiet():
         facts = estimator.eval().finish(Portions(validation))
-    return History(losses.train, losses.validation, losses.seconds, losses.members, facts)
+    return History(losses.train, losses.validation, losses.seconds, losses.members, facts, numbers)
+
+
+def _prepared(estimator: Estimator, rows: Rows) -> Rows:
+    return estimator.prepare(rows) if isinstance(rows, Batch) else rows
 
 
 class Losses(Callback):
-    """Losses of every epoch, the weights of the best one and the time spent, all kept in the checkpoint."""
+    """Losses of every epoch, the weights of the best one and the time spent, all kept in the checkpoint.
 
-    def __init__(self, report: EpochReport) -> None:
+    Args:
+        report: Called after every epoch.
+        logs: Folder for ``metrics.csv``; None writes none.
+    """
+
+    def __init__(self, report: EpochReport, logs: Path | None = None) -> None:
         self.train: list[float] = []
         self.validation: list[float] = []
         self.members: list[list[float]] = []
         self.seconds = 0.0
         self.best: dict[str, Tensor] = {}
-        self._report = report
+        self._report, self._logs = report, logs
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -218,20 +306,24 @@ class Losses(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         loss = float(trainer.callback_metrics["val_loss"])
-        self._keep(pl_module.estimator, trainer.callback_metrics)
+        self._keep(pl_module.estimator, trainer.callback_metrics, _validated(trainer, pl_module))
         self.train.append(pl_module.mean_loss)
         self.validation.append(loss)
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
+        if self._logs and trainer.is_global_zero:
+            self._write(self._logs / "metrics.csv")
         self._report(trainer.current_epoch, self.train[-1], loss)
 
-    def _keep(self, estimator: Estimator, metrics: dict[str, Tensor]) -> None:
+    def _keep(self, estimator: Estimator, metrics: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
         """Take note of every member's loss, and of the weights of those that have never been better."""
         several = [_of_member(k) for k in range(estimator.members)]
         losses = [float(metrics[name]) for name in (several if estimator.members > 1 else ["val_loss"])]
-        better = [all(loss < before[k] for before in self.members) for k, loss in enumerate(losses)]
+        better = [
+            all(_comparable(loss) < _comparable(before[k]) for before in self.members) for k, loss in enumerate(losses)
+        ]
         if any(better):
-            now = {name: value.detach().cpu().clone() for name, value in estimator.state_dict().items()}
+            now = {name: value.detach().cpu().clone() for name, value in weights.items()}
             self.best = estimator.take_better(self.best, now, better)
         self.members.append(losses)
 
@@ -249,6 +341,15 @@ class Losses(Callback):
         self.seconds, self.best = state_dict["seconds"], state_dict["best"]
         self.members = [list(losses) for losses in state_dict.get("members", [[loss] for loss in self.validation])]
 
+    def _write(self, file: Path) -> None:
+        """All epochs, those before an interruption too."""
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(["epoch", "train_loss", "val_loss"])
+        rows.writerows((epoch, *pair) for epoch, pair in enumerate(zip(self.train, self.validation, strict=True)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, table.getvalue())
+
 
 def clip_members(parameters: Iterable[Tensor], bound: float) -> None:
     """Scale the gradient of every member, the leading axis, to a norm of at most ``bound``."""
@@ -263,26 +364,90 @@ def _of_member(k: int) -> str:
     return f"val_loss_{k}"
 
 
-def _trainer(folder: Path, settings: TrainingSettings, hardware: Hardware, losses: Losses) -> L.Trainer:
-    last = [
-        ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, **when)
-        for when in ({"save_on_train_epoch_end": True}, {"train_time_interval": _CHECKPOINT_EVERY})
-    ]
+class Checkpoints(Checkpoint):
+    """The whole state in one file, after every epoch and every ten minutes within one; replaced in one step."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        due = time.monotonic() - self._saved >= _CHECKPOINT_EVERY.total_seconds()
+        if trainer.world_size > 1:  # all save, or none
+            due = trainer.strategy.broadcast(due)
+        if due:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self._file)
+        self._saved = time.monotonic()
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning asks for a context fifty times a step; making them took a tenth of a millisecond."""
+
+    _NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._NOTHING
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights: validated, kept when best, in the checkpoint."""
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Any, current: Any, steps: Any) -> None:
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average, by the names of the estimator's state."""
+        assert self._average_model is not None
+        module = self._average_model.module
+        assert isinstance(module, TrainingModule)
+        return module.estimator.state_dict()
+
+
+def _validated(trainer: L.Trainer, module: TrainingModule) -> dict[str, Tensor]:
+    """The weights that the validation loss is of."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, MovingAverage)]  # type: ignore[attr-defined]
+    return averages[0].weights() if averages else module.estimator.state_dict()
+
+
+def _trainer(
+    folder: Path,
+    settings: TrainingSettings,
+    epochs: int,
+    hardware: Hardware,
+    callbacks: list[Callback],
+    loggers: list[Any],
+) -> L.Trainer:
     stop = EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
+    average = [] if settings.ema is None else [MovingAverage(settings.ema)]
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
+        strategy=hardware.strategy,
         precision=hardware.precision,  # type: ignore[arg-type]
-        max_epochs=settings.epochs,
+        max_epochs=epochs,
         gradient_clip_val=settings.clip,
-        callbacks=[losses, stop, *last],
-        logger=CSVLogger(folder, name="", version=""),
+        callbacks=[*average, *callbacks, stop, Checkpoints(folder / _LAST)],
+        profiler=_NoProfiler(),
+        logger=loggers,
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def _comparable(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _tell_constant(seen: Ranges) -> None:
@@ -328,14 +493,28 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    """Use a given number of torch threads: two on two busy cores can be ten times slower than one."""
+def _threads(threads: int | Literal["auto"] | None) -> Iterator[int | None]:
+    """Use a given number of torch threads: two on two busy cores can be ten times slower than one.
+
+    Yields how many may be used, where that is to be decided, one being in use until then.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(1 if threads == "auto" else threads or before)
+    try:
+        yield before if threads == "auto" else None
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Let torch's distributions not look at every value of every step: the loss is looked at."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

@@ -227,8 +227,11 @@ class LocalConfig(Settings):
         workers: How many processes.
         accelerator: Of the Lightning Trainer.
         devices: Of the Lightning Trainer.
+        strategy: Of the Lightning Trainer.
         precision: Of the Lightning Trainer.
-        threads: torch threads; one is best for small networks on few cores.
+        threads: torch threads; ``auto`` takes one for small networks and measures for large ones.
+        compile: ``torch.compile``, ``always``, ``never``, or where it takes less time than it saves.
+        loggers: Where losses go besides CSV and TensorBoard: ``wandb``, ``mlflow``.
         memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
@@ -237,8 +240,11 @@ class LocalConfig(Settings):
     workers: PositiveInt = 2
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
+    strategy: str = "auto"
     precision: str = "32-true"
-    threads: PositiveInt = 1
+    threads: PositiveInt | Literal["auto"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
 
 
@@ -306,6 +312,11 @@ class Config(Settings):
         if not self.diagnose.checks:
             return 0
         return self.diagnose.pairs if self.diagnose.pairs is not None else max(20, min(1000, self.simulate.rows // 10))
+
+    @property
+    def rows_train(self) -> int:
+        """Rows to learn from, if all simulations are usable."""
+        return round((self.simulate.rows - self.pairs) * (1 - self.train.validation))
 
 
 def _check(item: Any) -> Any:

@@ -12,6 +12,7 @@ from ..data.observations import read_observation
 from ..data.variables import Arrays, Variables
 from ..diagnostics.base import Check
 from ..estimators.embeddings.own import absolute_names, imported
+from ..estimators.loggers import require_loggers
 from ..estimators.preprocess import Preprocess, build_preprocess
 from ..estimators.settings import EstimatorSettings
 from ..estimators.space import read_dimension
@@ -104,6 +105,8 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     if simulator is None:
         raise ConfigError(found.in_order())
     prior = simulator.prior if isinstance(simulator, Imported) else _prior(simulator, config, source.folder, found)
+    with found.at("local", "loggers"):
+        require_loggers(config.local.loggers)
     with found.at("train", "transforms"):
         Preprocess(_conditions(simulator), config.train.transforms)
     with found.at("train", "embedding"):

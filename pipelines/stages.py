@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,12 +147,14 @@ def _train_inputs(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
+    from ..estimators.schedule import budget
     from ..estimators.train import train
 
-    with reporter.bar("train", job.config.train.epochs, "epochs") as meter:
+    with reporter.bar("train", budget(job.config.train, job.config.rows_train).epochs, "epochs") as meter:
         model = train(
             **training_arguments(job, folder),
             folder=folder / "checkpoints",
+            logs=folder / "logs",
             on_epoch=lambda epoch, train_loss, val_loss: meter(
                 epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
             ),
@@ -190,7 +192,7 @@ def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
         "training": config.train.training(),
         "observables": job.conditions,
         "seed": config.seed,
-        "hardware": Hardware(local.accelerator, local.devices, local.precision, local.threads, local.memory),
+        "hardware": Hardware(**{field.name: getattr(local, field.name) for field in fields(Hardware)}),
     }
 
 

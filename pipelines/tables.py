@@ -18,6 +18,7 @@ from ..data.errors import MissingFileError, SimferError, SimulatorError, Unknown
 from ..data.layout import Block
 from ..data.store import SimulationStore
 from ..data.variables import Arrays
+from ..estimators.schedule import budget
 from ..simulators.base import Simulator
 from ..simulators.block import BlockSimulator, Draw
 from ..simulators.campaign import Reference
@@ -167,9 +168,10 @@ def _sizes(job: Job) -> dict[str, str]:
     config = job.config
     row = 8 * job.prior.dim + sum(v.size * np.dtype(v.dtype).itemsize for v in job.simulator.observables)
     draws = config.pairs * config.diagnose.draws
+    epochs = budget(config.train, config.rows_train).epochs
     return {
         "simulate": f"{config.simulate.rows:,} rows, {_bytes(config.simulate.rows * row)} before compression",
-        "train": f"{config.simulate.rows - config.pairs:,} rows, at most {config.train.epochs} epochs",
+        "train": f"{config.simulate.rows - config.pairs:,} rows, at most {epochs} epochs",
         "diagnose": f"{draws:,} draws, {_bytes(draws * 8 * (job.prior.dim + 1))}",
         "infer": f"{config.infer.draws:,} draws",
     }
@@ -214,17 +216,17 @@ def _training_guess(job: Job, theta: np.ndarray, x: dict[str, np.ndarray]) -> fl
     from ..estimators.model import build_estimator
 
     config = job.config
-    train = config.train
+    train, rows = config.train, config.rows_train
+    numbers = budget(train, rows)
     estimator = build_estimator(job.prior, job.conditions, train.estimator(impute=True))
     some = as_batch(theta, x)
     estimator.fit_preprocess([some])
-    batch = some.select(torch.arange(train.batch_size) % some.rows)
+    batch = some.select(torch.arange(numbers.batch_size) % some.rows)
     for repeat in range(4):
         if repeat == 1:
             started = time.perf_counter()
         estimator.loss(batch).mean().backward()
-    steps = (config.simulate.rows - config.pairs) * (1 - train.validation) / train.batch_size
-    return (time.perf_counter() - started) / 3 * steps * train.epochs
+    return (time.perf_counter() - started) / 3 * rows / numbers.batch_size * numbers.epochs
 
 
 def _bytes(size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,9 @@ from ..data.errors import ConfigError, MissingFileError, did_you_mean
 from .config import Config
 
 RECIPES = Path(__file__).parent / "recipes"
+_KIND = re.compile(
+    r"constrained-\w+|literal\[.*\]|int|float|str"
+)  # what pydantic adds to the place of a union's member
 
 
 class Source:
@@ -90,14 +94,14 @@ def validate(source: Source) -> tuple[Config, list[str]]:
     try:
         return Config.model_validate(values), []
     except ValidationError as error:
-        problems = [_message(source, item) for item in error.errors()]
+        problems = [_message(source, item) for item in _merged(error.errors())]
         for item in error.errors():
             _drop(values, item["loc"])
     try:
         return Config.model_validate(values), problems
     except ValidationError as error:
         raise ConfigError(
-            [*problems, *(m for m in (_message(source, i) for i in error.errors()) if m not in problems)]
+            [*problems, *(m for m in (_message(source, i) for i in _merged(error.errors())) if m not in problems)]
         ) from error
 
 
@@ -199,6 +203,20 @@ def _long_form(path: tuple[str, ...], value: Any, key: str) -> dict[str, Any]:
     if path == ("diagnose",) and isinstance(value, list):
         return {"checks": value}
     raise ConfigError(f"`--set {key}`: `{'.'.join(path)}` is {value!r}, which has no keys")
+
+
+def _merged(items: Sequence[Any]) -> list[dict[str, Any]]:
+    """One problem per key: of a key that may be of several kinds, such as a number or ``auto``, pydantic tells one each."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in items:
+        location = tuple(item["loc"])
+        if item["type"] != "extra_forbidden" and _KIND.fullmatch(str(location[-1] if location else "")):
+            location = location[:-1]
+        if location in found:
+            found[location]["msg"] += " or " + item["msg"].removeprefix("Input should be ")
+        else:
+            found[location] = {**item, "loc": location}
+    return list(found.values())
 
 
 def _message(source: Source, item: Any) -> str:

@@ -96,10 +96,6 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
             "c.yaml:3: `train.embedding`: no file",
         ),
         (
-            "simulator: two_moons\ntrain: {learning_rate: -1}\n",
-            "c.yaml:2: `train.learning_rate`: must be greater than 0; got -1",
-        ),
-        (
             "simulator: two_moons\ndiagnose: [{sbc: {alfa: 0.1}}]\n",
             "c.yaml:2: `diagnose.checks.0.sbc`: unknown option `alfa`; did you mean `alpha`?",
         ),
@@ -121,6 +117,15 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
             "c.yaml:2: `local.executor`: must be 'inline' or 'processes'; got 'slum'",
         ),
         (
+            "simulator: two_moons\nlocal: {loggers: [neptune]}\n",
+            "c.yaml:2: `local.loggers.0`: must be 'wandb' or 'mlflow'; got 'neptune'",
+        ),
+        (
+            "simulator: two_moons\ntrain: {learning_rate: -1}\n",
+            "c.yaml:2: `train.learning_rate`: must be greater than 0 or 'auto'; got -1",
+        ),
+        ("simulator: two_moons\ntrain: {ema: 2}\n", "c.yaml:2: `train.ema`: must be less than 1; got 2"),
+        (
             "simulator: two_moons\nsimulate: {rows: 21}\ndiagnose: {pairs: 20}\n",
             "c.yaml: `simulate.rows` (21) must exceed the 20 pairs",
         ),
@@ -132,6 +137,14 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
 def test_one_mistake_one_message(tmp_path: Path, text: str, message: str) -> None:
     (found,) = problems(tmp_path, text)
     assert found.startswith(message)
+
+
+def test_a_logger_that_is_not_installed_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simfer.estimators.loggers._installed", lambda modules: False)
+    (found,) = problems(tmp_path, "simulator: two_moons\nlocal: {loggers: [wandb]}\n")
+    assert found.startswith("c.yaml:2: `local.loggers`: `loggers` names `wandb`, which is not installed: `pip install")
 
 
 def test_what_is_not_there() -> None:

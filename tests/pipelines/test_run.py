@@ -40,7 +40,9 @@ def test_a_run_leaves_everything_the_design_names(finished: Run) -> None:
         "config.yaml", "provenance.json", "simulations.zarr", "model", "checkpoints", "calibration.zarr",
         "posterior.zarr", "summary.json", "report.html", "logs",
     }  # fmt: skip
-    assert {path.stem for path in (finished.folder / "logs").iterdir()} == set(STAGES)
+    logs = {path.name for path in (finished.folder / "logs").iterdir()}
+    assert {name for name in logs if name.endswith(".log")} == {f"{stage}.log" for stage in STAGES}
+    assert "metrics.csv" in logs
 
 
 def test_the_run_object_gives_parts(finished: Run) -> None:
