@@ -13,14 +13,17 @@ from .errors import ConfigError, MissingFileError
 from .variables import Arrays, Variables
 
 
-def read_observation(source: str | Path | Mapping[str, Any], variables: Variables, *, finite: bool = True) -> Arrays:
-    """One observation, every variable of shape ``shape``.
+def read_observation(
+    source: str | Path | Mapping[str, Any], variables: Variables, *, finite: bool = True, many: bool = False
+) -> Arrays:
+    """One observation, every variable of shape ``shape``; of several independent ones ``(trial, *shape)``.
 
     Args:
         source: A file, or a mapping from name to numbers. A file that holds one nameless array (npy) or one array
             of another name stands for the only variable; a CSV has one named column per 1-d variable.
         variables: What the simulator observes.
         finite: Whether every entry must be finite.
+        many: Whether there may be several.
 
     Raises:
         MissingFileError: No such file.
@@ -36,10 +39,11 @@ def read_observation(source: str | Path | Mapping[str, Any], variables: Variable
     rows = variables.rows(
         {name: _numbers(name, values) for name, values in found.items()}, what="observation", finite=finite
     )
-    many = len(next(iter(rows.values())))
-    if many != 1:
-        raise ConfigError(f"`observation` must be one observation; got {many}")
-    return {name: np.asarray(values[0]) for name, values in rows.items()}
+    trials = len(next(iter(rows.values())))
+    if trials == 0 or (trials > 1 and not many):
+        hint = ": only methods `nle` and `nre` take several" if trials else ""
+        raise ConfigError(f"`observation` must be one observation; got {trials}{hint}")
+    return {name: np.asarray(values[0] if trials == 1 else values) for name, values in rows.items()}
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:

@@ -30,21 +30,28 @@ def replicate(
     seed: int,
     context: Arrays | None = None,
     protection: Protection | None = None,
+    trials: int | None = None,
 ) -> Arrays:
-    """One simulated data set per row of theta, all with the observation's context; rows that are not ok left out.
+    """One simulated data set per row of theta, all with the observation's context; those with rows that are not ok left out.
+
+    With ``trials`` a data set is of many independent observations, ``(trials, *shape)``, and so is its context.
 
     Raises:
         SimulatorError: Not one row is ok.
     """
-    known = {name: np.repeat(values[None], len(theta), axis=0) for name, values in (context or {}).items()}
-    records = BlockSimulator(simulator, simulator.prior, (seed, 5), protection or Protection()).at(theta, known)
-    ok = records.status == OK
+    sets, each = len(theta), trials or 1
+    one_set = {name: values[None] if trials is None else values for name, values in (context or {}).items()}
+    known = {name: np.concatenate([values] * sets) for name, values in one_set.items()}
+    rows = np.repeat(theta, each, axis=0)
+    records = BlockSimulator(simulator, simulator.prior, (seed, 5), protection or Protection()).at(rows, known)
+    ok = (records.status == OK).reshape(sets, each).all(1)
     if not ok.any():
         assert records.reason is not None
         raise SimulatorError(
-            f"none of {len(theta)} simulations at posterior draws is usable; the first: {records.reason[0]}"
+            f"none of {sets} simulations at posterior draws is usable; the first: {records.reason[records.status != OK][0]}"
         )
-    return {name: values[ok] for name, values in records.x.items()}
+    shape = (sets,) if trials is None else (sets, trials)
+    return {name: values.reshape(*shape, *values.shape[1:])[ok] for name, values in records.x.items()}
 
 
 def predictive_check(

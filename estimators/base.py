@@ -108,6 +108,7 @@ class Posterior(ABC):
     prior: Prior
     imputes: bool = False  # whether x may hold what is not finite
     ranges: Ranges | None = None  # of the data it was trained on
+    normalised: bool = True  # whether `log_prob` integrates to one over theta
     _default_x: dict[str, Tensor] | None = None
     _told: str = ""
 
@@ -256,13 +257,9 @@ class Posterior(ABC):
         return rows
 
     def _rows(self, x: XLike) -> dict[str, Tensor]:
-        """x as checked float32 tensors with a leading axis; a tensor that needs gradients keeps them."""
-        named = x if isinstance(x, Mapping) else self._split(x)
-        rows = self.observables.rows({name: _numpy(values) for name, values in named.items()}, finite=not self.imputes)
-        self._warn_outside(rows)
-        return {
-            v.name: torch.as_tensor(named[v.name], dtype=torch.float32).reshape(-1, *v.shape) for v in self.observables
-        }
+        rows = named_rows(x, self.observables, finite=not self.imputes)
+        self._warn_outside({name: _numpy(values) for name, values in rows.items()})
+        return rows
 
     def _warn_outside(self, rows: Arrays) -> None:
         """Say once what lies outside the training data."""
@@ -275,10 +272,23 @@ class Posterior(ABC):
             self._told = text
             warnings.warn(text, OutsideTrainingWarning, stacklevel=4)
 
-    def _split(self, x: XLike) -> dict[str, Any]:
-        if len(self.observables) == 1:
-            return {self.observables.names[0]: _unbatched(x, self.observables)}
-        return dict(self.observables.rows(_numpy(x), finite=False))
+
+def named_rows(x: XLike, observables: Variables, *, finite: bool = True) -> dict[str, Tensor]:
+    """x as checked float32 tensors with a leading axis; a tensor that needs gradients keeps them.
+
+    Raises:
+        ShapeError: Names or shapes do not fit.
+        NotFiniteError: An entry is NaN or infinite, where it must not be.
+    """
+    named = x if isinstance(x, Mapping) else _split(x, observables)
+    observables.rows({name: _numpy(values) for name, values in named.items()}, finite=finite)
+    return {v.name: torch.as_tensor(named[v.name], dtype=torch.float32).reshape(-1, *v.shape) for v in observables}
+
+
+def _split(x: XLike, observables: Variables) -> dict[str, Any]:
+    if len(observables) == 1:
+        return {observables.names[0]: _unbatched(x, observables)}
+    return dict(observables.rows(_numpy(x), finite=False))
 
 
 @contextmanager

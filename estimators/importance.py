@@ -109,8 +109,13 @@ def refine(
         seed: Of the proposals.
 
     Raises:
-        UnsupportedError: The log-likelihood is not one finite number or -inf per row.
+        UnsupportedError: The log-likelihood is not one finite number or -inf per row; or the posterior's density is
+            known up to a constant only.
     """
+    if not posterior.normalised:
+        raise UnsupportedError(
+            "`posterior` must have a normalised `log_prob`, which one by Markov chains has not: use npe"
+        )
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     observed = posterior.observables.rows(x)
     draws = max(draws, math.ceil(LEAST_ESS))

@@ -23,6 +23,8 @@ from pydantic import (
 
 from ..data.errors import did_you_mean
 
+LIKELIHOODS = ("nle", "nre")  # methods whose posterior needs Markov chains, and takes many observations
+
 XTransform = Literal["identity", "log", "log1p", "sqrt", "arcsinh", "logit", "rank", "auto"]
 
 _DENSE = ("features", "hidden")
@@ -238,12 +240,61 @@ class EmbeddingSettings(NetworkSettings):
         return _of_kind(self, kind).model_copy(update={"observables": seen})
 
 
+class RatioSettings(Settings):
+    """The classifier of a ratio estimator, and its loss; see `nre`.
+
+    Attributes:
+        kind: ``contrastive`` (NRE-C) or ``balanced`` (BNRE).
+        contrasts: Parameters drawn from the prior that each simulation is compared with (contrastive).
+        gamma: Odds of a joint pair against none (contrastive).
+        balance: Weight of the balancing condition (balanced).
+        hidden: Width of each residual block.
+    """
+
+    kind: Literal["contrastive", "balanced"] = "contrastive"
+    contrasts: PositiveInt = 5
+    gamma: PositiveFloat = 1.0
+    balance: NonNegativeFloat = 100.0
+    hidden: tuple[PositiveInt, ...] = Field(default=(64, 64), min_length=1)
+
+
+class SamplerSettings(Settings):
+    """Markov chains, for estimators whose posterior is known up to a constant; see `mcmc`. They change no training.
+
+    A sweep is one update per parameter.
+
+    Attributes:
+        method: ``slice``: slice sampling along differences of chains, all chains of all observations at once;
+            ``slice_np_vectorized``: sbi's, coordinate by coordinate, which needs sbi.
+        chains: Per observation. When not given one for 50 draws, 20 at least and 100 at most.
+        warmup: Sweeps before the first draw.
+        thin: Sweeps from one draw to the next of the same chain.
+        candidates: Draws of the prior, or of the posterior that chains start from, among which starting points are
+            chosen by their potential.
+        seconds: Time budget; draws that are missing when it is spent are repetitions, and the diagnostics say so. None
+            for no limit: a budget makes draws depend on the machine. sbi's sampler knows none.
+    """
+
+    method: Literal["slice", "slice_np_vectorized"] = "slice"
+    chains: int | None = Field(default=None, ge=2)
+    warmup: NonNegativeInt = 30
+    thin: PositiveInt = 1
+    candidates: int = Field(default=1000, ge=2)
+    seconds: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _can_be_stopped(self) -> SamplerSettings:
+        if self.seconds is not None and self.method != "slice":
+            raise ValueError(f"`seconds` needs `method: slice`; `{self.method}` cannot be stopped")
+        return self
+
+
 class DensitySettings(Settings):
     """What an estimator is built from.
 
     Attributes:
-        method: A registered estimator: ``npe`` or ``fmpe``.
-        flow: The density (npe).
+        method: A registered estimator: ``npe``, ``fmpe``, ``nle`` or ``nre``.
+        flow: The density (npe, nle).
         field: The velocity field (fmpe).
         embedding: The summary network.
         transforms: Observable → function applied before standardisation; ``rank`` makes every entry normal. ``auto``, also
@@ -252,6 +303,7 @@ class DensitySettings(Settings):
         whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
         ensemble: How many members, different in their initial weights alone, are trained in one pass and mixed.
+        ratio: The classifier (nre).
     """
 
     method: str = "npe"
@@ -261,6 +313,7 @@ class DensitySettings(Settings):
     transforms: dict[str, XTransform] = Field(default_factory=dict)
     whiten: bool = False
     ensemble: PositiveInt = 1
+    ratio: RatioSettings = RatioSettings()
 
 
 class EstimatorSettings(DensitySettings):
@@ -268,9 +321,14 @@ class EstimatorSettings(DensitySettings):
 
     Attributes:
         impute: Replace what is not finite in x by the mean of that entry, in training and ever after.
+        context: Which of the observables are known nuisance: a likelihood is conditioned on them. A store knows them.
+        failures: Whether a likelihood or ratio has the factor p(valid | theta) as well; training sets it where a store
+            has rows that are not valid.
     """
 
     impute: bool = False
+    context: tuple[str, ...] = ()
+    failures: bool = False
 
 
 class TrainingSettings(Settings):

@@ -22,9 +22,10 @@ from ..data.store import SimulationStore
 from ..data.streaming import StoredRows, usable_rows
 from ..data.variables import Arrays, Variable, Variables, check_finite
 from ..simulators.prior import Prior
+from .base import Estimator
 from .embeddings.own import imported, with_classes
 from .model import Model, build_estimator
-from .settings import EstimatorSettings, TrainingSettings
+from .settings import LIKELIHOODS, EstimatorSettings, TrainingSettings
 from .training import EpochReport, Hardware, train_estimator
 
 ArrayLike = Any
@@ -85,6 +86,7 @@ def train(
         prior = prior or _prior(store)
         learn, validate, mask = _stored(store, rows, prior, estimator, training, hardware, where)
         observables = observables or store.conditions
+        estimator = _of_store(estimator, store)
     else:
         if prior is None or x is None:
             raise ShapeError("`x` and `prior` must be given with theta as an array; only a store knows them")
@@ -104,6 +106,8 @@ def train(
         name_rows=lambda numbers: np.flatnonzero(mask)[numbers],
         on_epoch=on_epoch,
     )
+    if estimator.failures:
+        _learn_failures(network, theta, seed)
     facts = {
         "rows": {"train": learn.rows, "validation": validate.rows},
         "loss": {"train": history.train, "validation": history.validation, "best_epoch": history.best_epoch},
@@ -186,6 +190,37 @@ def _stored(
     if decided["kind"] == "stream":
         return parts[0], parts[1], masks[0]
     return parts[0].load(), parts[1].load(), masks[0]
+
+
+def _of_store(estimator: EstimatorSettings, store: SimulationStore) -> EstimatorSettings:
+    """What a likelihood must know of a store: which of its arrays are context, and whether rows of it are not valid.
+
+    A density of theta need not: leaving rows out does not bias it where x decides which are valid.
+
+    Raises:
+        ConfigError: Rows failed, of which others that are not valid are imputed.
+    """
+    if estimator.method not in LIKELIHOODS:
+        return estimator
+    found: dict[str, Any] = {"context": store.schema.context.names}
+    counts = store.counts()
+    if counts["invalid"] + counts["failed"] + counts["timeout"]:
+        if estimator.impute and counts["failed"] + counts["timeout"]:
+            raise ConfigError(
+                f"`on_invalid` must be `mask` with method `{estimator.method}`, because {counts['failed']} rows of "
+                f"{store.path} failed and {counts['timeout']} timed out: leaving them out would bias it, and how often "
+                "theta makes rows fail is learned with `mask` only"
+            )
+        found["failures"] = not estimator.impute
+    return estimator.model_copy(update=found)
+
+
+def _learn_failures(network: Estimator, store: SimulationStore | str | Path, seed: int) -> None:
+    """Give a likelihood of valid rows the probability of being valid, from all rows, the invalid ones included."""
+    from .validity import learn_validity
+
+    opened = store if isinstance(store, SimulationStore) else SimulationStore.open(store)
+    network.get_submodule("validity").load_state_dict(learn_validity(opened, seed=seed).network.network.state_dict())
 
 
 def _decided(rows: StoredRows, training: TrainingSettings, folder: Path | None) -> dict[str, Any]:

@@ -20,9 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import SiLU
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-from zuko.nn import MLP
 
 from ..data.batch import Batch
 from ..data.errors import ShapeError, UnsupportedError
@@ -32,6 +30,7 @@ from ..data.store import SimulationStore
 from ..data.variables import Variable, Variables
 from ..simulators.prior import Prior
 from .base import Estimator, Posterior, seeded
+from .networks import ValidityLogit
 from .settings import EstimatorSettings, TrainingSettings
 from .train import split
 from .training import train_estimator
@@ -121,7 +120,7 @@ class _Logit(Estimator):
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__(prior, observables, settings)
         self.prior, self.observables, self.settings = prior, observables, settings
-        self.network = MLP(prior.dim, 1, settings.embedding.hidden, activation=SiLU)
+        self.network = ValidityLogit(prior.dim)
 
     @property
     def transforms(self) -> dict[str, str]:
@@ -131,7 +130,7 @@ class _Logit(Estimator):
         """z is N(0, I) under the prior: there is nothing to take from the rows."""
 
     def logit(self, theta: Float[Tensor, "*batch parameter"]) -> Float[Tensor, "*batch"]:
-        return self.network(self.prior.to_unconstrained(theta).float())[..., 0]
+        return self.network(self.prior.to_unconstrained(theta).float())
 
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:
         return binary_cross_entropy_with_logits(self.logit(batch.theta), batch.x["valid"], reduction="none")

@@ -17,7 +17,14 @@ from pydantic import (
 )
 
 from ..data.errors import ConfigError
-from ..estimators.settings import DensitySettings, EstimatorSettings, SearchSettings, Settings, TrainingSettings
+from ..estimators.settings import (
+    DensitySettings,
+    EstimatorSettings,
+    SamplerSettings,
+    SearchSettings,
+    Settings,
+    TrainingSettings,
+)
 
 IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
@@ -211,12 +218,15 @@ class InferConfig(Settings):
         draws: How many draws.
         refine: ``importance`` weights the network's draws by the simulator's likelihood and resamples them, which makes
             them exact at this observation; needs a simulator with `log_likelihood`.
-        predictive: How many replicated data sets for the posterior predictive check; 0 for none.
+        predictive: How many replicated data sets for the posterior predictive check; 0 for none. Where one has many
+            independent observations, so many of those in all, of a hundred data sets at least.
+        sampler: Of the Markov chains, with ``train.method`` nle or nre; in `diagnose` as well.
     """
 
     draws: PositiveInt = 10_000
     refine: Literal["importance"] | None = None
     predictive: NonNegativeInt = 1000
+    sampler: SamplerSettings | None = None
 
 
 class LocalConfig(Settings):
@@ -261,6 +271,7 @@ class Config(Settings):
         context: Known nuisance → its value for the observation, or a distribution to draw it from for the simulations,
             overriding the simulator's, with the observation's value as ``observed``.
         observation: Shipped data by name, a file, or ``{values: {observable: numbers}}``; none, and nothing is inferred.
+            With ``train.method`` nle or nre several rows are independent observations of the same parameters.
         simulate: The training set.
         train: The estimator.
         search: What ``simfer search`` looks for.

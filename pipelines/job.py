@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..data import registry
 from ..data.errors import ConfigError, did_you_mean
 from ..data.observations import read_observation
-from ..data.variables import Arrays, Variables
+from ..data.variables import Arrays, Variable, Variables
 from ..diagnostics.base import Check
 from ..estimators.embeddings.own import absolute_names, imported
 from ..estimators.loggers import require_loggers
 from ..estimators.preprocess import Preprocess, build_preprocess
-from ..estimators.settings import EstimatorSettings
+from ..estimators.settings import LIKELIHOODS, EstimatorSettings
 from ..estimators.space import read_dimension
 from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
 from ..simulators.block import Protection
@@ -40,7 +42,8 @@ class Job:
         reference: The same by name, for other processes; None when it was given as an object.
         prior: With the configuration's overrides.
         context: Likewise, of the known nuisance; None where there is none.
-        observation: Observable, or name of a context → array; or None.
+        observation: Observable, or name of a context → array; or None. ``(trial, *shape)`` where there are several
+            independent ones.
         checks: Those to run.
     """
 
@@ -67,6 +70,30 @@ class Job:
     def conditions(self) -> Variables:
         """What the posterior is conditioned on: x and context."""
         return Variables([*self.simulator.observables, *(self.context.variables if self.context else ())])
+
+    @property
+    def trials(self) -> int | None:
+        """How many independent observations there are, if several."""
+        first = self.simulator.observables.names[0]
+        with_trials = self.observation is not None and self.observed[first].shape != self.conditions[first].shape
+        return self.observed[first].shape[0] if with_trials else None
+
+    @property
+    def observed(self) -> Variables:
+        """`conditions` in the shapes of the observation."""
+        return Variables(_as_observed(v, (self.observation or {}).get(v.name)) for v in self.conditions)
+
+    @property
+    def one_observation(self) -> Arrays:
+        """The observation as one row of what is asked in batches, several independent ones as ``(1, trial, *shape)``."""
+        observation = self.observation or {}
+        return {name: values[None] for name, values in observation.items()} if self.trials else observation
+
+    @property
+    def context_of_trials(self) -> Arrays:
+        """`observed_context`, a row for each of several independent observations."""
+        shapes = {v.name: (self.trials or 1, *v.shape) for v in (self.context.variables if self.context else ())}
+        return {name: np.broadcast_to(values, shapes[name]).copy() for name, values in self.observed_context.items()}
 
     @property
     def observed_context(self) -> Arrays:
@@ -116,6 +143,10 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         )
     with found.at("infer", "refine"):
         _require_likelihood(config, simulator)
+    with found.at("infer", "sampler"):
+        _require_chains(config)
+    with found.at("train", "method"):
+        _require_plain(config)
     context, known = read_context(simulator, config.context, source.folder, found)
     observation = None
     with found.at("observation"):
@@ -132,7 +163,25 @@ def _require_estimator(method: str) -> None:
         raise ConfigError(f"unknown estimator `{method}`; {did_you_mean(method, known)}")
 
 
+def _require_chains(config: Config) -> None:
+    method = config.train.method
+    if config.infer.sampler and method not in LIKELIHOODS:
+        raise ConfigError(f"only methods `nle` and `nre` sample by Markov chains, not `{method}`: leave `sampler` out")
+
+
+def _require_plain(config: Config) -> None:
+    if config.train.method == "nle":
+        from ..estimators.nle import require_plain
+
+        require_plain(config.train.estimator(impute=config.simulate.on_invalid == "impute"))
+
+
 def _require_likelihood(config: Config, simulator: Simulator) -> None:
+    if config.infer.refine and config.train.method in LIKELIHOODS:
+        raise ConfigError(
+            f"`refine: {config.infer.refine}` needs draws of known density, which Markov chains do not give: leave it "
+            "out, or train `npe`"
+        )
     if config.infer.refine and not isinstance(simulator, HasLikelihood):
         raise ConfigError(
             f"`refine: {config.infer.refine}` needs a simulator with `log_likelihood`; "
@@ -169,9 +218,17 @@ def _observation(
         return None
     unknown = [v for v in (context.variables if context else ()) if v.name not in known]
     wanted = Variables([*simulator.observables, *unknown])
-    observed = read_observation(_source(given, simulator, set(known), folder), wanted, finite=finite)
+    many = config.train.method in LIKELIHOODS
+    observed = read_observation(_source(given, simulator, set(known), folder), wanted, finite=finite, many=many)
     fixed = [v for v in (context.variables if context else ()) if v.name in known]
-    return observed | (read_observation({v.name: known[v.name] for v in fixed}, Variables(fixed)) if fixed else {})
+    given_context = {v.name: known[v.name] for v in fixed}
+    return observed | (read_observation(given_context, Variables(fixed), many=many) if fixed else {})
+
+
+def _as_observed(variable: Variable, values: np.ndarray | None) -> Variable:
+    if values is None or values.shape == variable.shape:
+        return variable
+    return replace(variable, shape=values.shape, dims=("trial", *variable.axes))
 
 
 def _source(given: str | dict[str, Any], simulator: Simulator, known: set[str], folder: Path) -> dict[str, Any] | Path:

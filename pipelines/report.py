@@ -36,7 +36,8 @@ def check_results(job: Job, folder: RunFolder) -> dict[str, CheckResult]:
     if job.checks and (folder / "calibration.zarr").exists():
         calibration = CalibrationSet.load(folder / "calibration.zarr")
         results = {check.name: check(calibration) for check in job.checks}
-    predictive = _predictive(job.simulator.observables, folder)
+    observables = Variables(job.observed[name] for name in job.simulator.observables.names)
+    predictive = _predictive(observables, folder)
     return results | ({predictive.name: predictive} if predictive else {})
 
 

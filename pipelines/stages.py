@@ -12,7 +12,7 @@ import numpy as np
 from ..data.errors import SimulatorError
 from ..data.files import remove
 from ..data.store import SimulationStore
-from ..data.variables import Arrays
+from ..data.variables import Arrays, Variables
 from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
 from ..simulators.imported import Imported
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..estimators.importance import Refined
 
 Numbers = dict[str, Any]
+
+_LEAST_SETS = 100  # of replicated data: fewer give no p-value below 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ def _train_inputs(job: Job) -> dict[str, Any]:
     train = config.train.model_dump(mode="json")
     if train["loader"] == "device":  # the same results
         train["loader"] = "memory"
+    if config.train.method != "nre":
+        train.pop("ratio")
     return {
         "train": train,
         "on_invalid": config.simulate.on_invalid,
@@ -212,14 +216,39 @@ def _diagnose_inputs(job: Job) -> dict[str, Any]:
         "draws": config.diagnose.draws,
         "pairs": config.pairs,
         "seed": config.seed,
+        **_sampler_inputs(config),
     }
+
+
+def _sampler_inputs(config: Config) -> dict[str, Any]:
+    sampler = config.infer.sampler
+    return {"sampler": sampler.model_dump(mode="json")} if sampler else {}
+
+
+def _posterior(job: Job, folder: RunFolder) -> Posterior:
+    """The trained one, sampled as the configuration says."""
+    from ..estimators.mcmc import MCMCPosterior
+    from ..estimators.model import load_model
+
+    posterior = load_model(folder / "model", modules=job.modules).posterior
+    sampler = job.config.infer.sampler
+    return posterior.with_sampler(sampler) if sampler and isinstance(posterior, MCMCPosterior) else posterior
+
+
+def _sampled(stage: str, posterior: Posterior, reporter: Reporter) -> Numbers:
+    """How its Markov chains fared, if it has some."""
+    from ..estimators.mcmc import MCMCPosterior
+
+    if not isinstance(posterior, MCMCPosterior) or posterior.diagnostics is None:
+        return {}
+    reporter.say(f"{stage}: {posterior.diagnostics}")
+    return {"sampler": posterior.diagnostics.to_json()}
 
 
 def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.loaders import valid_rows
     from ..data.splits import held_out
     from ..diagnostics.calibration import CalibrationSet
-    from ..estimators.model import load_model
 
     config = job.config
     if not job.checks:
@@ -227,37 +256,42 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     store = SimulationStore.open(folder / STORE)
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
-    model = load_model(folder / "model", modules=job.modules)
-    calibration = CalibrationSet.draw(model.posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
+    posterior = _posterior(job, folder)
+    calibration = CalibrationSet.draw(posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
     calibration.save(folder / "calibration.zarr")
+    sampled = _sampled("diagnose", posterior, reporter)
     results = [check(calibration) for check in job.checks]
     for result in results:
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
-    return {"pairs": calibration.pairs, "checks": {result.name: result.to_json() for result in results}}
+    return {"pairs": calibration.pairs, "checks": {result.name: result.to_json() for result in results}, **sampled}
 
 
 def _infer_inputs(job: Job) -> dict[str, Any]:
     observed = job.observation or {}
     return {
         "observation": {name: values.tolist() for name, values in observed.items()},
-        "infer": job.config.infer.model_dump(mode="json"),
+        "infer": job.config.infer.model_dump(mode="json", exclude={"sampler"}),
         "seed": job.config.seed,
+        **_sampler_inputs(job.config),
     }
 
 
 def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.results import columns, data_dataset, draws_dataset, tree, write_tree
     from ..diagnostics.predictive import predictive_check, replicate
-    from ..estimators.model import load_model
 
     if job.observation is None:
         reporter.say("infer: nothing to do, the configuration has no `observation`")
         return {}
-    config, observables, parameters = job.config, job.simulator.observables, job.prior.variables
+    config, parameters = job.config, job.prior.variables
+    observables = Variables(job.observed[name] for name in job.simulator.observables.names)
     observed = {name: job.observation[name] for name in observables.names}
-    posterior = load_model(folder / "model", modules=job.modules).posterior
-    outside = _outside(posterior, job.observation, reporter)
-    draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.observation, seed=config.seed)
+    if job.trials:
+        reporter.say(f"infer: {job.trials} independent observations of the same parameters")
+    posterior = _posterior(job, folder)
+    seen = {**job.observation, **job.context_of_trials} if job.trials else job.observation
+    outside = _outside(posterior, seen, reporter)
+    draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.one_observation, seed=config.seed)
     theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
     refined = _refined(job, posterior, reporter)
     if refined and not refined.refusal:
@@ -267,18 +301,22 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "posterior": draws_dataset(parameters, columns(parameters, theta)),
         "prior": draws_dataset(parameters, columns(parameters, prior)),
         "sample_stats": _log_probs(log_density),
-        "observed_data": data_dataset(job.conditions, job.observation),
+        "observed_data": data_dataset(job.observed, job.observation),
     }
-    numbers: Numbers = {"posterior": summarise(theta, parameters.names), "outside_training": outside}
+    numbers: Numbers = {
+        "posterior": summarise(theta, parameters.names),
+        "outside_training": outside,
+        **_sampled("infer", posterior, reporter),
+    }
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
         numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
     if config.infer.predictive and isinstance(job.simulator, Imported):
         reporter.say("predictive: no check, because imported simulations come without a simulator to replicate data by")
     elif config.infer.predictive:
-        replicates = replicate(
-            job.simulator, theta[: config.infer.predictive], config.seed, job.observed_context, job.protection
-        )
+        sets = max(config.infer.predictive // job.trials, _LEAST_SETS) if job.trials else config.infer.predictive
+        context = job.context_of_trials if job.trials else job.observed_context
+        replicates = replicate(job.simulator, theta[:sets], config.seed, context, job.protection, job.trials)
         groups["posterior_predictive"] = draws_dataset(observables, replicates)
         result = predictive_check(replicates, observed, observables)
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")

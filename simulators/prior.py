@@ -76,6 +76,11 @@ class Prior:
         return len(self.names)
 
     @property
+    def normal(self) -> bool:
+        """Whether z ~ N(0, I) under it, exactly."""
+        return all(part.normal for part in self._parts)
+
+    @property
     def variables(self) -> Variables:
         """The parameters with their units, labels and support."""
         return Variables(
@@ -137,8 +142,7 @@ class Prior:
     @property
     def torch(self) -> Distribution:
         """The same prior as a torch distribution of float32 draws with event dimension 1, as sbi takes it."""
-        normal = all(part.normal for part in self._parts)
-        base = Independent(Normal(torch.zeros(self.dim), torch.ones(self.dim)), 1) if normal else _Latent(self)
+        base = Independent(Normal(torch.zeros(self.dim), torch.ones(self.dim)), 1) if self.normal else _Latent(self)
         return TransformedDistribution(base, [_PriorTransform(self)], validate_args=False)
 
     def to_json(self) -> dict[str, dict[str, Any]]:

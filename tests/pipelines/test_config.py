@@ -68,8 +68,8 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
             "c.yaml:2: `prior.t3`: prior of `t3`: no such parameter; did you mean `t2`? Known: t2, t1",
         ),
         (
-            "simulator: two_moons\ntrain: {method: nqe}\n",
-            "c.yaml:2: `train.method`: unknown estimator `nqe`; did you mean `npe`?",
+            "simulator: two_moons\ntrain: {method: npee}\n",
+            "c.yaml:2: `train.method`: unknown estimator `npee`; did you mean `npe`?",
         ),
         (
             "simulator: two_moons\ntrain:\n  transforms: {y: log}\n",
