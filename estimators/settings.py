@@ -214,6 +214,8 @@ class DensitySettings(Settings):
         whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
         ensemble: How many members, different in their initial weights alone, are trained in one pass and mixed.
+        scale: What theta is measured in: ``prior``, the prior's own width; ``rows``, the spread of the training rows along
+            their principal axes, for rows that fill little of the prior, as those of rounds after the first do.
     """
 
     method: str = "npe"
@@ -222,6 +224,7 @@ class DensitySettings(Settings):
     transforms: dict[str, XTransform] = Field(default_factory=dict)
     whiten: bool = False
     ensemble: PositiveInt = 1
+    scale: Literal["prior", "rows"] = "prior"
 
 
 class EstimatorSettings(DensitySettings):
@@ -282,3 +285,15 @@ _Network = TypeVar("_Network", bound=NetworkSettings)
 
 def _of_kind(network: _Network, kind: Callable[[NetworkSettings], str | NamedModule]) -> _Network:
     return network.model_copy(update={"kind": kind(network)}) if ":" in network.name else network
+
+
+class RoundsSettings(Settings):
+    """Truncated sequential rounds; see `estimators.sequential`.
+
+    Attributes:
+        rounds: How often to simulate and train; 1 is amortised. Every round simulates as many rows as the first.
+        epsilon: Mass of the posterior that each truncation may cut off.
+    """
+
+    rounds: PositiveInt = 1
+    epsilon: float = Field(default=1e-4, gt=0, lt=0.5)

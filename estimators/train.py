@@ -16,6 +16,7 @@ from ..data.errors import ConfigError, ShapeError
 from ..data.files import write_json
 from ..data.loaders import Rows, as_batch
 from ..data.memory import default_budget
+from ..data.proposals import inside
 from ..data.splits import hold_out
 from ..data.store import SimulationStore
 from ..data.streaming import StoredRows, usable_rows
@@ -154,8 +155,11 @@ def _stored(
     hardware: Hardware,
     folder: Path | None,
 ) -> tuple[Rows, Rows]:
-    """Usable rows of a store, split as arrays are; whether x is finite has been asked when it was simulated."""
-    keep = usable_rows(store, rows, impute=estimator.impute)
+    """Usable rows of a store, split as arrays are; whether x is finite has been asked when it was simulated.
+
+    Of a store of truncated rounds those inside the last truncation: they alone are drawn from one prior.
+    """
+    keep = usable_rows(store, rows, impute=estimator.impute) & inside(store)
     _check_stored(store, keep, prior)
     group = store.read_array("group") if store.schema.grouped else None
     masks = hold_out(keep, training.validation, group)

@@ -17,7 +17,14 @@ from pydantic import (
 )
 
 from ..data.errors import ConfigError
-from ..estimators.settings import DensitySettings, EstimatorSettings, SearchSettings, Settings, TrainingSettings
+from ..estimators.settings import (
+    DensitySettings,
+    EstimatorSettings,
+    RoundsSettings,
+    SearchSettings,
+    Settings,
+    TrainingSettings,
+)
 
 IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
@@ -150,8 +157,8 @@ class SimulateConfig(Settings):
     """The training set.
 
     Attributes:
-        rows: How many simulations, those held out for validation and diagnosis included; of imported ones only the first
-            so many, or all when not given.
+        rows: How many simulations, those held out for validation and diagnosis included, in each of ``train.rounds``; of
+            imported ones only the first so many, or all when not given.
         on_invalid: Rows that raise or are not finite: ``mask`` leaves them out, ``fail`` stops, ``impute`` keeps those
             that are not finite, with the mean in place of what is missing.
         timeout: Seconds a row may take; then it is given up, its process with it. Simulates in child processes.
@@ -168,14 +175,17 @@ class SimulateConfig(Settings):
     block: PositiveInt | None = None
 
 
-class TrainConfig(DensitySettings, TrainingSettings):
-    """The estimator and its optimisation."""
+class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):
+    """The estimator, its optimisation and truncated rounds."""
 
     def estimator(self, *, impute: bool) -> EstimatorSettings:
         return EstimatorSettings(**{name: getattr(self, name) for name in DensitySettings.model_fields}, impute=impute)
 
     def training(self) -> TrainingSettings:
         return TrainingSettings(**{name: getattr(self, name) for name in TrainingSettings.model_fields})
+
+    def sequential(self) -> RoundsSettings:
+        return RoundsSettings(rounds=self.rounds, epsilon=self.epsilon)
 
 
 class CheckConfig(Settings):

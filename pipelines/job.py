@@ -117,6 +117,8 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     observation = None
     with found.at("observation"):
         observation = _observation(config, simulator, context, known, source.folder)
+    with found.at("train", "rounds"):
+        _require_observation(config, simulator)
     if found.problems:
         raise ConfigError(found.in_order())
     config = _absolute(config, source.folder)
@@ -127,6 +129,21 @@ def _require_estimator(method: str) -> None:
     known = registry.names("estimators")
     if method not in known:
         raise ConfigError(f"unknown estimator `{method}`; {did_you_mean(method, known)}")
+
+
+def _require_observation(config: Config, simulator: Simulator) -> None:
+    if config.train.rounds == 1:
+        return
+    if config.observation is None:
+        raise ConfigError(
+            f"`rounds: {config.train.rounds}` truncate the prior at one observation, and there is none: give "
+            "`observation`, or leave `rounds` out for a posterior of any x"
+        )
+    if isinstance(simulator, Imported):
+        raise ConfigError(
+            f"`rounds: {config.train.rounds}` need a simulator to go on with; these simulations come without: leave "
+            "`rounds` out"
+        )
 
 
 def _require_likelihood(config: Config, simulator: Simulator) -> None:

@@ -18,13 +18,15 @@ from ..simulators.campaign import identity, simulate
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from .config import Config
-from .folder import STORE, RunFolder
+from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
+from .rounds import numbers_of, run_rounds, simulations_of
 
 if TYPE_CHECKING:
     from ..estimators.base import Posterior
     from ..estimators.importance import Refined
+    from ..estimators.model import Model
 
 Numbers = dict[str, Any]
 
@@ -41,6 +43,7 @@ class Stage:
         inputs: The part of the job that decides what it makes, as JSON.
         run: Makes the outputs, going on from whatever part of them is there; returns numbers for ``summary.json``.
         grows: Whether outputs made from the first inputs are a part of those of the second.
+        sometimes: What it makes besides, of some jobs.
     """
 
     name: str
@@ -50,6 +53,12 @@ class Stage:
     inputs: Callable[[Job], dict[str, Any]]
     run: Callable[[Job, RunFolder, Reporter], Numbers]
     grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
+    sometimes: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> tuple[str, ...]:
+        """All that it may have made."""
+        return (*self.outputs, *self.sometimes)
 
 
 def _simulate_inputs(job: Job) -> dict[str, Any]:
@@ -138,7 +147,13 @@ def _train_inputs(job: Job) -> dict[str, Any]:
     train = config.train.model_dump(mode="json")
     if train["loader"] == "device":  # the same results
         train["loader"] = "memory"
+    own: dict[str, Any] = {}
+    if config.train.rounds > 1:
+        own = {"observation": {name: values.tolist() for name, values in (job.observation or {}).items()}}
+    else:
+        del train["rounds"], train["epsilon"]
     return {
+        **own,
         "train": train,
         "on_invalid": config.simulate.on_invalid,
         "pairs": config.pairs,
@@ -147,20 +162,17 @@ def _train_inputs(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
-    from ..estimators.train import train
-
-    with reporter.bar("train", job.config.train.epochs, "epochs") as meter:
-        model = train(
-            **training_arguments(job, folder),
-            folder=folder / "checkpoints",
-            on_epoch=lambda epoch, train_loss, val_loss: meter(
-                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
-            ),
-        )
+    _refuse_invalid(SimulationStore.open(folder / STORE), job.config)
+    rounds = None
+    if job.config.train.rounds > 1:
+        rounds = run_rounds(job, folder, reporter)
+        _counted(SimulationStore.open(simulations_of(folder.path)), reporter, job.config.simulate.on_invalid)
+    model = rounds.model if rounds else _trained(job, folder, reporter)
     model.save(folder / "model")
     facts = model.facts
     best = facts["loss"]["best_epoch"]
     return {
+        **(numbers_of(rounds) if rounds else {}),
         "epochs": len(facts["loss"]["train"]),
         "best_epoch": best + 1,
         "validation_loss": facts["loss"]["validation"][best],
@@ -172,6 +184,19 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "transforms": facts["transforms"],
         **({"ensemble": facts["ensemble"]} if "ensemble" in facts else {}),
     }
+
+
+def _trained(job: Job, folder: RunFolder, reporter: Reporter) -> Model:
+    from ..estimators.train import train
+
+    with reporter.bar("train", job.config.train.epochs, "epochs") as meter:
+        return train(
+            **training_arguments(job, folder),
+            folder=folder / "checkpoints",
+            on_epoch=lambda epoch, train_loss, val_loss: meter(
+                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
+            ),
+        )
 
 
 def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
@@ -222,7 +247,7 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config = job.config
     if not job.checks:
         return {}
-    store = SimulationStore.open(folder / STORE)
+    store = SimulationStore.open(simulations_of(folder.path))  # the last rows: of rounds those of the last one
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     model = load_model(folder / "model", modules=job.modules)
@@ -351,7 +376,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("simulate", (), (STORE,), True, _simulate_inputs, _simulate, _more_rows),
-        Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train),
+        Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train, sometimes=(ROUNDS,)),
         Stage("diagnose", ("simulate", "train"), ("calibration.zarr",), False, _diagnose_inputs, _diagnose),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
         Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),

@@ -85,6 +85,11 @@ class Prior:
             for name, low, high in zip(self.names, self._low.tolist(), self._high.tolist(), strict=True)
         )
 
+    @property
+    def normal(self) -> bool:
+        """Whether z ~ N(0, I) under the prior, as it is unless a class of the user's own has no cdf."""
+        return all(part.normal for part in self._parts)
+
     def sample(self, rows: int, rng: np.random.Generator) -> Float[np.ndarray, "rows parameter"]:
         """Independent draws, float64, a function of ``rng`` alone: the image of standard normal draws."""
         theta = self.from_unconstrained(torch.from_numpy(rng.standard_normal((rows, self.dim))))
@@ -137,8 +142,7 @@ class Prior:
     @property
     def torch(self) -> Distribution:
         """The same prior as a torch distribution of float32 draws with event dimension 1, as sbi takes it."""
-        normal = all(part.normal for part in self._parts)
-        base = Independent(Normal(torch.zeros(self.dim), torch.ones(self.dim)), 1) if normal else _Latent(self)
+        base = Independent(Normal(torch.zeros(self.dim), torch.ones(self.dim)), 1) if self.normal else _Latent(self)
         return TransformedDistribution(base, [_PriorTransform(self)], validate_args=False)
 
     def to_json(self) -> dict[str, dict[str, Any]]:

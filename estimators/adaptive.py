@@ -1,0 +1,324 @@
+r"""Adaptive refinement: where the network's draws alone do not reach the posterior, a better proposal is found first.
+
+A proposal is a mixture of Student's t in the prior's unconstrained space, with a tenth of the network's own draws beside
+it, so that weights are bounded wherever the network has mass. It is found in one of two ways:
+
+``adaptive``
+    Population Monte Carlo: all draws so far are weighted by the mixture of all proposals they came from,
+    :math:`w_i = \pi(z_i) / \sum_s \frac{n_s}{n} q_s(z_i)`, those weights tempered as much as it takes to keep enough of
+    them effective, and the next mixture fitted. Cornuet et al. (2012), https://arxiv.org/abs/0907.1254; Cappé et al. (2008),
+    https://arxiv.org/abs/0710.4242.
+``smc``
+    Sequential Monte Carlo from the network to the posterior (`smc`), and the mixture fitted to its particles.
+
+What is handed over are fresh draws of the last proposal alone, weighted as those of `importance` are: adaptation has no part
+in their evidence, its error, their effective sample size and their Pareto k, all of which would be biased otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..data.errors import ShapeError
+from ..data.variables import Arrays
+from .base import Posterior
+from .importance import LARGEST_PARETO_K, LEAST_ESS, LogLikelihood, Refined, effective, joint, pareto_k, summarised
+from .student import StudentMixture, fit_student
+
+RefineMethod = Literal["importance", "adaptive", "smc"]
+
+_NETWORK_SHARE = 0.1
+_PORTIONS = 40  # of the budget; one is drawn between two fits
+_PORTION = (100, 5000)
+_KEPT = 6  # portions that the next proposal is fitted to: older ones are of worse proposals
+_FIT_ON = 10_000  # draws at most, those of largest weight
+_EFFECTIVE_PER_PARAMETER = 20  # of tempered weights
+_SURPLUS = 1.1  # on top of what the efficiency so far promises
+_BETTER = 1.1  # an efficiency that has grown by less has not grown
+_PATIENCE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Rows with all that is known of them; densities of z.
+
+    Attributes:
+        theta: ``(rows, parameter)``.
+        z: The same in the prior's unconstrained space.
+        log_det: log |dz / dtheta|.
+        log_joint: log p(x | theta) p(theta), a density of theta.
+        log_q: log q(z | x) of the network.
+    """
+
+    theta: Float[np.ndarray, "rows parameter"]
+    z: Float[np.ndarray, "rows parameter"]
+    log_det: Float[np.ndarray, " rows"]
+    log_joint: Float[np.ndarray, " rows"]
+    log_q: Float[np.ndarray, " rows"]
+
+    @property
+    def log_target(self) -> Float[np.ndarray, " rows"]:
+        """log p(x, z)."""
+        return self.log_joint - self.log_det
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    def select(self, index: np.ndarray) -> Points:
+        """Some of the rows, in some order."""
+        return Points(*(getattr(self, name)[index] for name in self.__slots__))
+
+    @classmethod
+    def join(cls, parts: Sequence[Points]) -> Points:
+        """Rows one after another."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+
+class Target:
+    """The posterior up to a constant, and the network, at one observation; counts what it is asked.
+
+    Args:
+        posterior: The network's.
+        log_likelihood: A simulator's, or a surrogate's: ``(theta (rows, parameter), x of one row) → (rows,)``.
+        x: One observation.
+        likelihoods: Rows that may be asked for.
+        seconds: Time that may pass before no more are asked for; None for any.
+    """
+
+    def __init__(
+        self, posterior: Posterior, log_likelihood: LogLikelihood, x: Arrays, likelihoods: int, seconds: float | None
+    ) -> None:
+        self.posterior, self._log_likelihood = posterior, log_likelihood
+        self.x = posterior.observables.rows(x, finite=not posterior.imputes)
+        self.spent, self._most = 0, likelihoods
+        self._seconds, self._started = seconds, time.monotonic()
+
+    @property
+    def left(self) -> int:
+        """Rows that may still be asked for; none when the time is over."""
+        late = self._seconds is not None and time.monotonic() - self._started >= self._seconds
+        return 0 if late else self._most - self.spent
+
+    @property
+    def out_of(self) -> str:
+        """What ran out, with the remedy; empty while something is left."""
+        if self.left > 0:
+            return ""
+        if self.spent >= self._most:
+            return f"all {self._most:,} likelihoods are spent: allow more `likelihoods`, or train the network better"
+        return f"the {self._seconds:g} seconds are over: allow more `seconds`, or train the network better"
+
+    def drawn(self, rows: int, seed: int) -> Points:
+        """Draws of the network."""
+        theta, log_q = self.posterior.sample_with_log_prob((rows,), self.x, seed=seed)
+        return self._points(theta[:, 0].cpu().double(), log_q[:, 0].cpu().double().numpy())
+
+    def at(self, z: Float[np.ndarray, "rows parameter"]) -> Points:
+        """Given rows; those whose theta cannot be told from the edge of the support lie where it is."""
+        theta = self.posterior.prior.from_unconstrained(torch.from_numpy(z))
+        with torch.no_grad():
+            log_q = self.posterior.log_prob(theta, self.x).cpu().double().numpy()
+        return self._points(theta, log_q, z)
+
+    def _points(self, theta: torch.Tensor, log_q: np.ndarray, z: np.ndarray | None = None) -> Points:
+        if len(theta) > self._most - self.spent:
+            raise ShapeError(f"`z` must have no more than the {self._most - self.spent} rows left; got {len(theta)}")
+        self.spent += len(theta)
+        prior = self.posterior.prior
+        where = prior.to_unconstrained(theta) if z is None else torch.from_numpy(z)
+        log_det = prior.log_abs_det(theta, where).numpy()
+        log_joint = joint(prior, self._log_likelihood, theta.numpy(), self.x)
+        return Points(theta.numpy(), where.numpy(), log_det, log_joint, _no_nan(log_q - log_det))
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """What rows can be drawn of."""
+
+    def draw(self, target: Target, rows: int, rng: np.random.Generator) -> Points: ...
+
+    def log_prob(self, points: Points) -> np.ndarray:
+        """Log density of z."""
+        ...
+
+
+class Network:
+    """The network itself."""
+
+    def draw(self, target: Target, rows: int, rng: np.random.Generator) -> Points:
+        return target.drawn(rows, int(rng.integers(2**31)))
+
+    def log_prob(self, points: Points) -> np.ndarray:
+        return points.log_q
+
+
+@dataclass(frozen=True, slots=True)
+class Defended:
+    """A fitted mixture with a tenth of the network's draws.
+
+    Attributes:
+        mixture: Of z.
+    """
+
+    mixture: StudentMixture
+
+    def draw(self, target: Target, rows: int, rng: np.random.Generator) -> Points:
+        own = int(rng.binomial(rows, _NETWORK_SHARE))
+        parts = [target.at(self.mixture.sample(rows - own, rng))] if own < rows else []
+        return Points.join([*parts, *([target.drawn(own, int(rng.integers(2**31)))] if own else [])])
+
+    def log_prob(self, points: Points) -> np.ndarray:
+        fitted = math.log(1 - _NETWORK_SHARE) + self.mixture.log_prob(points.z)
+        return np.logaddexp(fitted, math.log(_NETWORK_SHARE) + points.log_q)
+
+
+@dataclass
+class History:
+    """All draws so far, and what they are draws of."""
+
+    proposals: list[Proposal] = field(default_factory=list)
+    points: list[Points] = field(default_factory=list)
+
+    def add(self, proposal: Proposal, points: Points) -> None:
+        self.proposals.append(proposal)
+        self.points.append(points)
+
+    def weighted(self) -> tuple[Points, np.ndarray]:
+        """The last draws with their log weights under the mixture of all proposals they are of."""
+        proposals, points = self.proposals[-_KEPT:], self.points[-_KEPT:]
+        everything, counts = Points.join(points), np.array([len(part) for part in points])
+        logs = [proposal.log_prob(everything) for proposal in proposals]
+        mixed = np.logaddexp.reduce([log + math.log(n / counts.sum()) for log, n in zip(logs, counts, strict=True)])
+        return everything, _no_nan(everything.log_target - mixed)
+
+
+def refine_adaptively(
+    posterior: Posterior,
+    log_likelihood: LogLikelihood,
+    x: Arrays,
+    *,
+    method: RefineMethod = "adaptive",
+    ess: float = 10_000,
+    likelihoods: int = 200_000,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> Refined:
+    """Weighted draws worth ``ess`` independent ones, by a proposal that is adapted until it gives them.
+
+    Args:
+        posterior: Of any estimator with a `log_prob`.
+        log_likelihood: A simulator's, or a surrogate's: ``(theta (rows, parameter), x of one row) → (rows,)``.
+        x: One observation.
+        method: How the proposal is found; ``importance`` stays with the network's draws.
+        ess: Effective sample size to reach, 400 where less is asked for.
+        likelihoods: Rows at which the likelihood may be evaluated, exactly; those of adaptation count.
+        seconds: After which no further rows are begun; results then depend on the machine.
+        seed: Of all randomness.
+
+    Returns:
+        Whatever was reached; `Refined.refusal` says whether it can be used.
+
+    Raises:
+        UnsupportedError: The log-likelihood is not one finite number or -inf per row.
+    """
+    from .smc import temper
+
+    target, rng = Target(posterior, log_likelihood, x, likelihoods, seconds), np.random.default_rng((seed, 10))
+    ess, portion = max(ess, LEAST_ESS), int(np.clip(likelihoods // _PORTIONS, *_PORTION))
+    proposal: Proposal = Network()
+    found = proposal.draw(target, min(portion, likelihoods), rng)
+    alone = effective(_log_weights(proposal, found)) / len(found)
+    if method == "importance" or _promises(_log_weights(proposal, found), ess, likelihoods):
+        found = _drawn(target, proposal, ess, portion, rng, found)
+    history = History([proposal], [found])
+    tempered = temper(target, rng) if method == "smc" and not _reached(_log_weights(proposal, found), ess) else None
+    while method != "importance" and target.left and not _reached(_log_weights(proposal, found), ess):
+        better = Defended(tempered) if tempered else _adapted(target, history, ess, portion, rng)
+        if target.left:
+            proposal, tempered = better, None
+            found = _drawn(target, proposal, ess, portion, rng)
+            history.add(proposal, found)
+    facts = {"likelihoods": target.spent, "method": method, "network_efficiency": alone, "spent": target.out_of}
+    return summarised(found.theta, found.log_joint, _log_weights(proposal, found), **facts)
+
+
+def _adapted(target: Target, history: History, ess: float, portion: int, rng: np.random.Generator) -> Defended:
+    """The best proposal that half of what is left finds, or the first that promises the ESS with the other half."""
+    until, best, stale = target.left // 2, 0.0, 0
+    proposal = _fitted(history, rng)[0]
+    found = proposal
+    while stale < _PATIENCE and target.left > until + portion:
+        proposal, power = _fitted(history, rng)
+        points = proposal.draw(target, portion, rng)
+        history.add(proposal, points)
+        log_weights = _log_weights(proposal, points)
+        efficiency = effective(log_weights) / portion
+        stale = stale + 1 if power == 1 and efficiency < _BETTER * best else 0
+        if efficiency >= best:
+            best, found = efficiency, proposal
+        if _promises(log_weights, _SURPLUS * ess, target.left):
+            break
+    return found
+
+
+def _fitted(history: History, rng: np.random.Generator) -> tuple[Defended, float]:
+    """A proposal fitted to tempered weights, and the power they were raised to."""
+    points, log_weights = history.weighted()
+    power = _power(log_weights, max(100, _EFFECTIVE_PER_PARAMETER * points.z.shape[1]))
+    largest = np.argsort(log_weights)[-_FIT_ON:]
+    weights = np.exp(power * (log_weights[largest] - log_weights.max()))
+    return Defended(fit_student(points.z[largest], weights, rng)), power
+
+
+def _power(log_weights: np.ndarray, least: float) -> float:
+    """The largest power up to 1 that leaves ``least`` weights effective."""
+    finite = log_weights[np.isfinite(log_weights)]
+    if effective(finite) >= min(least, len(finite) / 2):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if effective(middle * finite) >= min(least, len(finite) / 2) else (low, middle)
+    return low
+
+
+def _drawn(
+    target: Target, proposal: Proposal, ess: float, portion: int, rng: np.random.Generator, found: Points | None = None
+) -> Points:
+    """Draws of one proposal until they reach the ESS or nothing is left."""
+    found = found or proposal.draw(target, min(portion, target.left), rng)
+    while target.left:
+        log_weights = _log_weights(proposal, found)
+        reached = effective(log_weights)
+        if reached >= ess or not np.isfinite(log_weights).any():
+            break
+        lacking = math.ceil((_SURPLUS * ess / reached - 1) * len(found))
+        more = proposal.draw(target, min(max(lacking, 1), portion, target.left), rng)
+        found = Points.join([found, more])
+    return found
+
+
+def _reached(log_weights: np.ndarray, ess: float) -> bool:
+    return effective(log_weights) >= ess and pareto_k(log_weights) <= LARGEST_PARETO_K
+
+
+def _promises(log_weights: np.ndarray, ess: float, rows: int) -> bool:
+    """Whether so many rows of the same proposal would reach the ESS."""
+    return effective(log_weights) / len(log_weights) * rows >= ess and pareto_k(log_weights) <= LARGEST_PARETO_K
+
+
+def _log_weights(proposal: Proposal, points: Points) -> np.ndarray:
+    return _no_nan(points.log_target - proposal.log_prob(points))
+
+
+def _no_nan(values: np.ndarray) -> np.ndarray:
+    """Where a density is 0 and so is that of the proposal, the weight is 0."""
+    return np.where(np.isnan(values), -np.inf, values)

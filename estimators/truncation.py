@@ -1,0 +1,223 @@
+r"""The prior truncated to where a posterior has its mass, as truncated sequential inference simulates from.
+
+.. math:: \tilde p(\theta) \propto p(\theta)\, 1[\theta \in M_1 \cap \dots \cap M_r], \qquad
+    M_r = \{ \theta : \log q_r(\theta | x_o) \ge \tau_r \} \cap B_r,
+
+where :math:`\tau_r` is the :math:`\epsilon`-quantile of :math:`\log q_r` over draws of the posterior :math:`q_r` of round
+r, and :math:`B_r` the box, along the principal axes of those draws, that holds them with a margin. As the regions are
+nested, all simulations inside the last one are drawn from the prior restricted to it, and the loss needs no correction.
+Deistler, Goncalves & Macke (2022), https://arxiv.org/abs/2210.04815; the box is ours: the prior restricted to it can be
+drawn from directly, because it is N(0, I) along any axes of z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.special
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..data.errors import TrainingError
+from ..data.variables import Arrays
+from ..simulators.prior import Prior
+from .base import Posterior
+
+LEAST_ACCEPTED = 1e-3  # below, sampling-importance-resampling costs less than rejection
+OVERSAMPLING = 128  # draws of q per row that is resampled
+_MARGIN = 0.05  # of the box, in its own width
+_AT_ONCE = 50_000
+_BEYOND = 10.0  # draws per expected draw below the threshold: its quantile is then known to a third
+
+Method = Literal["rejection", "sampling-importance-resampling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The highest-density region of one posterior.
+
+    Attributes:
+        posterior: Of one round.
+        threshold: Of its log density at the observation.
+        axes: Orthonormal, one a column, ``(parameter, parameter)``; the box lies along them in z.
+        low: Of the box, ``(parameter,)``.
+        high: Of the box.
+    """
+
+    posterior: Posterior
+    threshold: float
+    axes: Float[np.ndarray, "parameter parameter"]
+    low: Float[np.ndarray, " parameter"]
+    high: Float[np.ndarray, " parameter"]
+
+    def contains(self, theta: Float[np.ndarray, "rows parameter"], x: Arrays) -> Bool[np.ndarray, " rows"]:
+        """Which rows lie inside; the network is asked only about those in the box."""
+        along = self.posterior.prior.to_unconstrained(torch.from_numpy(theta)).numpy() @ self.axes
+        found = ((along >= self.low) & (along <= self.high)).all(1)
+        found[found] = self._dense(theta[found], x)
+        return found
+
+    def _dense(self, theta: np.ndarray, x: Arrays) -> np.ndarray:
+        parts = [torch.from_numpy(theta[i : i + _AT_ONCE]) for i in range(0, len(theta), _AT_ONCE)]
+        dense = [_log_prob(self.posterior, part, x) >= self.threshold for part in parts]
+        return np.concatenate(dense) if dense else np.zeros(0, dtype=bool)
+
+    def in_box(self, rows: int, rng: np.random.Generator) -> Float[np.ndarray, "rows parameter"]:
+        """Draws of the prior restricted to the box."""
+        prior = self.posterior.prior
+        if not prior.normal:
+            return prior.sample(rows, rng)
+        along = _truncated_normal(self.low, self.high, rng.random((rows, prior.dim)))
+        return prior.from_unconstrained(torch.from_numpy(along @ self.axes.T)).numpy()
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the posterior."""
+        arrays = {name: getattr(self, name).tolist() for name in ("axes", "low", "high")}
+        return {"threshold": self.threshold, **arrays}
+
+    @classmethod
+    def from_json(cls, posterior: Posterior, item: dict[str, Any]) -> Region:
+        """The inverse of `to_json`."""
+        return cls(posterior, item["threshold"], *(np.asarray(item[name]) for name in ("axes", "low", "high")))
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """Draws of a truncated prior.
+
+    Attributes:
+        theta: ``(rows, parameter)``.
+        method: Exact by ``rejection``; ``sampling-importance-resampling`` where that accepts too little, which is exact
+            only as draws per row go to infinity.
+        acceptance: Of candidates in the box of the last region.
+    """
+
+    theta: Float[np.ndarray, "rows parameter"]
+    method: Method
+    acceptance: float
+
+
+class Truncation:
+    """A prior restricted to nested regions at one observation; to all of its support where there is none.
+
+    Args:
+        prior: Of theta.
+        x: The observation, context included.
+        regions: Of the rounds so far, in order.
+    """
+
+    def __init__(self, prior: Prior, x: Arrays, regions: tuple[Region, ...] = ()) -> None:
+        self.prior, self.x, self.regions = prior, x, regions
+
+    def contains(self, theta: Float[np.ndarray, "rows parameter"]) -> Bool[np.ndarray, " rows"]:
+        """Which rows lie inside all regions; the last one, the smallest, is asked first."""
+        found = self.prior.contains(torch.from_numpy(theta)).numpy().copy()
+        for region in reversed(self.regions):
+            found[found] = region.contains(theta[found], self.x)
+        return found
+
+    def narrowed(self, posterior: Posterior, epsilon: float = 1e-4, *, seed: int = 0) -> Truncation:
+        """Restricted further to the highest-density region of ``posterior`` at the observation.
+
+        Args:
+            posterior: Of any method that can be sampled; its log density may lack a constant.
+            epsilon: Mass of the posterior below the threshold.
+            seed: Of the draws.
+
+        Raises:
+            TrainingError: Its draws lie outside the regions before, or have no density.
+        """
+        draws, log_q = self._draws(posterior, max(10_000, math.ceil(_BEYOND / epsilon)), seed)
+        threshold = float(np.quantile(log_q, epsilon))
+        z = self.prior.to_unconstrained(torch.from_numpy(draws[log_q >= threshold])).numpy()
+        axes = np.linalg.eigh(np.cov(z.T).reshape(self.prior.dim, -1))[1]
+        along = z @ axes
+        low, high = along.min(0), along.max(0)
+        margin = _MARGIN * (high - low)
+        region = Region(posterior, threshold, axes, low - margin, high + margin)
+        return Truncation(self.prior, self.x, (*self.regions, region))
+
+    def leaked(self, posterior: Posterior, *, draws: int = 10_000, seed: int = 0) -> float:
+        """Mass that ``posterior`` has outside, where it has learned from nothing."""
+        theta = posterior.sample((draws,), self.x, seed=seed).cpu().numpy()
+        return float(1 - self.contains(theta).mean())
+
+    def sample(self, rows: int, rng: np.random.Generator, *, seed: int = 0) -> Proposed:
+        """Draws of the restricted prior: by rejection from the box while acceptance allows, else by resampling.
+
+        Args:
+            rows: How many.
+            rng: Of the candidates.
+            seed: Of the posterior's draws, where those are resampled.
+        """
+        if not self.regions:
+            return Proposed(self.prior.sample(rows, rng), "rejection", 1.0)
+        kept: list[np.ndarray] = []
+        tried = accepted = 0
+        for candidates in self._candidates(rng):
+            kept.append(candidates[self.contains(candidates)])
+            tried, accepted = tried + len(candidates), accepted + len(kept[-1])
+            if accepted >= rows:
+                return Proposed(np.concatenate(kept)[:rows], "rejection", accepted / tried)
+            if accepted < LEAST_ACCEPTED * tried:
+                return Proposed(self._resampled(rows, rng, seed), "sampling-importance-resampling", accepted / tried)
+        raise AssertionError("candidates never end")
+
+    def _candidates(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        while True:
+            yield self.regions[-1].in_box(_AT_ONCE, rng)
+
+    def _resampled(self, rows: int, rng: np.random.Generator, seed: int) -> np.ndarray:
+        """One of every `OVERSAMPLING` draws of the last posterior, by weights p / q inside and 0 outside."""
+        chosen, count = [], max(_AT_ONCE // OVERSAMPLING, 1)
+        for portion in range(-(-rows // count)):
+            words = np.random.SeedSequence(seed, spawn_key=(portion,)).generate_state(1)
+            draws, log_q = _sampled(self.regions[-1].posterior, self.x, count * OVERSAMPLING, int(words[0]))
+            log_weights = self.prior.log_prob(torch.from_numpy(draws)).numpy() - log_q
+            log_weights[~self.contains(draws)] = -np.inf
+            noisy = (log_weights + rng.gumbel(size=len(draws))).reshape(count, OVERSAMPLING)
+            best = noisy.argmax(1)
+            found = draws.reshape(count, OVERSAMPLING, -1)[np.arange(count), best]
+            chosen.append(found[np.isfinite(noisy[np.arange(count), best])])
+        return _repeated(np.concatenate(chosen), rows)
+
+    def _draws(self, posterior: Posterior, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draws inside the regions so far, and their log density."""
+        theta, log_q = _sampled(posterior, self.x, draws, seed)
+        kept = np.isfinite(log_q) & self.contains(theta)
+        if kept.sum() < 10 * self.prior.dim + 10:
+            raise TrainingError(
+                f"the posterior of round {len(self.regions) + 1} lies outside the truncation of the round before "
+                f"({int(kept.sum())} of {draws} draws are inside): give more `rows`, or a smaller `epsilon`"
+            )
+        return theta[kept], log_q[kept]
+
+
+def _sampled(posterior: Posterior, x: Arrays, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = posterior.observables.rows(x, finite=not posterior.imputes)
+    theta, log_q = posterior.sample_with_log_prob((draws,), rows, seed=seed)
+    return theta[:, 0].cpu().numpy(), log_q[:, 0].cpu().double().numpy()
+
+
+def _log_prob(posterior: Posterior, theta: Tensor, x: Arrays) -> np.ndarray:
+    with torch.no_grad():
+        return posterior.log_prob(theta, x).cpu().double().numpy()
+
+
+def _truncated_normal(low: np.ndarray, high: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """N(0, 1) restricted to [low, high] at quantiles u, from the tail that does not round to 1."""
+    upper = low > 0
+    a, b = np.where(upper, -high, low), np.where(upper, -low, high)
+    first, last = scipy.special.ndtr(a), scipy.special.ndtr(b)
+    found = scipy.special.ndtri(first + u * (last - first)).clip(a, b)
+    return np.where(upper, -found, found)
+
+
+def _repeated(theta: np.ndarray, rows: int) -> np.ndarray:
+    """As many rows as are wanted; a portion without any weight gave none."""
+    return theta[np.arange(rows) % len(theta)]
