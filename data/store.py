@@ -248,7 +248,9 @@ class SimulationStore:
         for name in (*self._row_arrays(), "reason"):
             array = self._array(name)
             array.resize((rows, *array.shape[1:]))
-        self.annotate({"layout": layout.to_json(), **(attributes or {})})  # last: what is beyond the layout's rows is not read
+        self.annotate(
+            {"layout": layout.to_json(), **(attributes or {})}
+        )  # last: what is beyond the layout's rows is not read
         self.layout = layout
 
     def annotate(self, attributes: dict[str, Any]) -> None:

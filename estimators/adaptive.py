@@ -18,20 +18,17 @@ in their evidence, its error, their effective sample size and their Pareto k, al
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float
 
-from ..data.errors import ShapeError
 from ..data.variables import Arrays
 from .base import Posterior
-from .importance import LARGEST_PARETO_K, LEAST_ESS, LogLikelihood, Refined, effective, joint, pareto_k, summarised
+from .importance import LARGEST_PARETO_K, LEAST_ESS, LogLikelihood, Refined, effective, pareto_k, summarised
+from .smc import temper
 from .student import StudentMixture, fit_student
+from .target import Points, Target, no_nan
 
 RefineMethod = Literal["importance", "adaptive", "smc"]
 
@@ -44,99 +41,7 @@ _EFFECTIVE_PER_PARAMETER = 20  # of tempered weights
 _SURPLUS = 1.1  # on top of what the efficiency so far promises
 _BETTER = 1.1  # an efficiency that has grown by less has not grown
 _PATIENCE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """Rows with all that is known of them; densities of z.
-
-    Attributes:
-        theta: ``(rows, parameter)``.
-        z: The same in the prior's unconstrained space.
-        log_det: log |dz / dtheta|.
-        log_joint: log p(x | theta) p(theta), a density of theta.
-        log_q: log q(z | x) of the network.
-    """
-
-    theta: Float[np.ndarray, "rows parameter"]
-    z: Float[np.ndarray, "rows parameter"]
-    log_det: Float[np.ndarray, " rows"]
-    log_joint: Float[np.ndarray, " rows"]
-    log_q: Float[np.ndarray, " rows"]
-
-    @property
-    def log_target(self) -> Float[np.ndarray, " rows"]:
-        """log p(x, z)."""
-        return self.log_joint - self.log_det
-
-    def __len__(self) -> int:
-        return len(self.theta)
-
-    def select(self, index: np.ndarray) -> Points:
-        """Some of the rows, in some order."""
-        return Points(*(getattr(self, name)[index] for name in self.__slots__))
-
-    @classmethod
-    def join(cls, parts: Sequence[Points]) -> Points:
-        """Rows one after another."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
-
-
-class Target:
-    """The posterior up to a constant, and the network, at one observation; counts what it is asked.
-
-    Args:
-        posterior: The network's.
-        log_likelihood: A simulator's, or a surrogate's: ``(theta (rows, parameter), x of one row) → (rows,)``.
-        x: One observation.
-        likelihoods: Rows that may be asked for.
-        seconds: Time that may pass before no more are asked for; None for any.
-    """
-
-    def __init__(
-        self, posterior: Posterior, log_likelihood: LogLikelihood, x: Arrays, likelihoods: int, seconds: float | None
-    ) -> None:
-        self.posterior, self._log_likelihood = posterior, log_likelihood
-        self.x = posterior.observables.rows(x, finite=not posterior.imputes)
-        self.spent, self._most = 0, likelihoods
-        self._seconds, self._started = seconds, time.monotonic()
-
-    @property
-    def left(self) -> int:
-        """Rows that may still be asked for; none when the time is over."""
-        late = self._seconds is not None and time.monotonic() - self._started >= self._seconds
-        return 0 if late else self._most - self.spent
-
-    @property
-    def out_of(self) -> str:
-        """What ran out, with the remedy; empty while something is left."""
-        if self.left > 0:
-            return ""
-        if self.spent >= self._most:
-            return f"all {self._most:,} likelihoods are spent: allow more `likelihoods`, or train the network better"
-        return f"the {self._seconds:g} seconds are over: allow more `seconds`, or train the network better"
-
-    def drawn(self, rows: int, seed: int) -> Points:
-        """Draws of the network."""
-        theta, log_q = self.posterior.sample_with_log_prob((rows,), self.x, seed=seed)
-        return self._points(theta[:, 0].cpu().double(), log_q[:, 0].cpu().double().numpy())
-
-    def at(self, z: Float[np.ndarray, "rows parameter"]) -> Points:
-        """Given rows; those whose theta cannot be told from the edge of the support lie where it is."""
-        theta = self.posterior.prior.from_unconstrained(torch.from_numpy(z))
-        with torch.no_grad():
-            log_q = self.posterior.log_prob(theta, self.x).cpu().double().numpy()
-        return self._points(theta, log_q, z)
-
-    def _points(self, theta: torch.Tensor, log_q: np.ndarray, z: np.ndarray | None = None) -> Points:
-        if len(theta) > self._most - self.spent:
-            raise ShapeError(f"`z` must have no more than the {self._most - self.spent} rows left; got {len(theta)}")
-        self.spent += len(theta)
-        prior = self.posterior.prior
-        where = prior.to_unconstrained(theta) if z is None else torch.from_numpy(z)
-        log_det = prior.log_abs_det(theta, where).numpy()
-        log_joint = joint(prior, self._log_likelihood, theta.numpy(), self.x)
-        return Points(theta.numpy(), where.numpy(), log_det, log_joint, _no_nan(log_q - log_det))
+_ANOTHER = 0.3  # of the budget, which is enough to adapt once more
 
 
 @runtime_checkable
@@ -197,7 +102,7 @@ class History:
         everything, counts = Points.join(points), np.array([len(part) for part in points])
         logs = [proposal.log_prob(everything) for proposal in proposals]
         mixed = np.logaddexp.reduce([log + math.log(n / counts.sum()) for log, n in zip(logs, counts, strict=True)])
-        return everything, _no_nan(everything.log_target - mixed)
+        return everything, no_nan(everything.log_target - mixed)
 
 
 def refine_adaptively(
@@ -229,8 +134,6 @@ def refine_adaptively(
     Raises:
         UnsupportedError: The log-likelihood is not one finite number or -inf per row.
     """
-    from .smc import temper
-
     target, rng = Target(posterior, log_likelihood, x, likelihoods, seconds), np.random.default_rng((seed, 10))
     ess, portion = max(ess, LEAST_ESS), int(np.clip(likelihoods // _PORTIONS, *_PORTION))
     proposal: Proposal = Network()
@@ -252,18 +155,18 @@ def refine_adaptively(
 
 def _adapted(target: Target, history: History, ess: float, portion: int, rng: np.random.Generator) -> Defended:
     """The best proposal that half of what is left finds, or the first that promises the ESS with the other half."""
-    until, best, stale = target.left // 2, 0.0, 0
-    proposal = _fitted(history, rng)[0]
-    found = proposal
+    until, best, stale = target.left // 2, (False, 0.0), 0
+    found = _fitted(history, rng)[0]
     while stale < _PATIENCE and target.left > until + portion:
         proposal, power = _fitted(history, rng)
         points = proposal.draw(target, portion, rng)
         history.add(proposal, points)
         log_weights = _log_weights(proposal, points)
         efficiency = effective(log_weights) / portion
-        stale = stale + 1 if power == 1 and efficiency < _BETTER * best else 0
-        if efficiency >= best:
-            best, found = efficiency, proposal
+        stale = stale + 1 if power == 1 and efficiency < _BETTER * best[1] else 0
+        quality = (pareto_k(log_weights) <= LARGEST_PARETO_K, efficiency)
+        if quality >= best:
+            best, found = quality, proposal
         if _promises(log_weights, _SURPLUS * ess, target.left):
             break
     return found
@@ -293,12 +196,14 @@ def _power(log_weights: np.ndarray, least: float) -> float:
 def _drawn(
     target: Target, proposal: Proposal, ess: float, portion: int, rng: np.random.Generator, found: Points | None = None
 ) -> Points:
-    """Draws of one proposal until they reach the ESS or nothing is left."""
+    """Draws of one proposal until they reach the ESS or nothing is left, or show that another is to be tried."""
     found = found or proposal.draw(target, min(portion, target.left), rng)
     while target.left:
         log_weights = _log_weights(proposal, found)
         reached = effective(log_weights)
         if reached >= ess or not np.isfinite(log_weights).any():
+            break
+        if target.left > target.most * _ANOTHER and pareto_k(log_weights) > LARGEST_PARETO_K:
             break
         lacking = math.ceil((_SURPLUS * ess / reached - 1) * len(found))
         more = proposal.draw(target, min(max(lacking, 1), portion, target.left), rng)
@@ -316,9 +221,4 @@ def _promises(log_weights: np.ndarray, ess: float, rows: int) -> bool:
 
 
 def _log_weights(proposal: Proposal, points: Points) -> np.ndarray:
-    return _no_nan(points.log_target - proposal.log_prob(points))
-
-
-def _no_nan(values: np.ndarray) -> np.ndarray:
-    """Where a density is 0 and so is that of the proposal, the weight is 0."""
-    return np.where(np.isnan(values), -np.inf, values)
+    return no_nan(points.log_target - proposal.log_prob(points))

@@ -10,20 +10,17 @@ steps as Jasra et al. (2011), https://doi.org/10.1111/j.1467-9469.2010.00723.x.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from .importance import effective, systematic
 from .student import StudentMixture, fit_student
-
-if TYPE_CHECKING:
-    from .adaptive import Points, Target
+from .target import Points, Target, no_nan
 
 _PARTICLES = (100, 3000)
 _SHARE = 60  # of the budget: particles times sweeps times steps fit into it
 _MOVES = 2.0  # of a particle at each temperature
 _MOST_SWEEPS = 12
+_COMPONENTS = 4  # of the mixture that moves are proposed by
 _WALK = 2.38  # over the square root of the dimension; Roberts, Gelman & Gilks (1997)
 
 
@@ -47,8 +44,7 @@ def temper(target: Target, rng: np.random.Generator) -> StudentMixture | None:
 
 def _ratio(particles: Points) -> np.ndarray:
     """log of the posterior over the network, up to a constant; draws without any density weigh nothing."""
-    ratio = particles.log_target - particles.log_q
-    return np.where(np.isnan(ratio), -np.inf, ratio)
+    return no_nan(particles.log_target - particles.log_q)
 
 
 def _step(ratio: np.ndarray, most: float) -> float:
@@ -65,7 +61,7 @@ def _step(ratio: np.ndarray, most: float) -> float:
 
 def _moved(target: Target, particles: Points, power: float, rng: np.random.Generator) -> Points | None:
     """Particles after Metropolis-Hastings at one temperature; None where nothing is left to pay for it."""
-    mixture = fit_student(particles.z, np.ones(len(particles)), rng)
+    mixture = fit_student(particles.z, np.ones(len(particles)), rng, most=_COMPONENTS)
     dim, moves, scale = particles.z.shape[1], 0.0, 1.0
     factor = np.linalg.cholesky(np.cov(particles.z.T).reshape(dim, dim) + 1e-12 * np.eye(dim))
     for sweep in range(_MOST_SWEEPS):
@@ -97,8 +93,7 @@ def _chosen(particles: Points, candidates: Points, accept: np.ndarray) -> Points
 
 def _density(points: Points, power: float) -> np.ndarray:
     """log of the tempered density, up to a constant."""
-    mixed = power * points.log_target + ((1 - power) * points.log_q if power < 1 else 0.0)
-    return np.where(np.isnan(mixed), -np.inf, mixed)
+    return no_nan(power * points.log_target + ((1 - power) * points.log_q if power < 1 else 0.0))
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -19,7 +19,7 @@ from scipy.special import gammaln, logsumexp, softmax
 FREEDOM = 5.0  # degrees of freedom: tails far heavier than a Gaussian's, at little cost in efficiency
 _COMPONENTS = (1, 2, 4, 8, 16)
 _STEPS = 60
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-3
 _RIDGE = 1e-3  # of the common covariance, added to each: as a few draws would weigh
 _LEAST_PER_PARAMETER = 3  # effective draws of a component
 
@@ -60,7 +60,7 @@ class StudentMixture:
 
 
 def fit_student(
-    z: Float[np.ndarray, "rows dim"], weights: Float[np.ndarray, " rows"], rng: np.random.Generator
+    z: Float[np.ndarray, "rows dim"], weights: Float[np.ndarray, " rows"], rng: np.random.Generator, most: int = 16
 ) -> StudentMixture:
     """The mixture that fits weighted draws best.
 
@@ -68,11 +68,12 @@ def fit_student(
         z: Draws.
         weights: Not negative; need not add up to one.
         rng: Of where components begin.
+        most: Components at most.
     """
     z, weights = z[weights > 0], weights[weights > 0]
     learn, hold = slice(0, None, 2), slice(1, None, 2)
     scores: list[float] = []
-    for components in _affordable(weights, z.shape[1]):
+    for components in _affordable(weights, z.shape[1], most):
         fitted = _fit(z[learn], weights[learn], components, rng)
         scores.append(float(np.average(fitted.log_prob(z[hold]), weights=weights[hold])))
         if len(scores) > 1 and scores[-1] < scores[-2]:
@@ -80,12 +81,12 @@ def fit_student(
     return _fit(z, weights, _COMPONENTS[int(np.argmax(scores))] if scores else 1, rng)
 
 
-def _affordable(weights: np.ndarray, dim: int) -> list[int]:
+def _affordable(weights: np.ndarray, dim: int, most: int) -> list[int]:
     """Numbers of components that the effective draws determine."""
     effective = weights.sum() ** 2 / (weights**2).sum() / 2
     if len(weights) < 4:
         return []
-    return [k for k in _COMPONENTS if k == 1 or k * _LEAST_PER_PARAMETER * dim <= effective]
+    return [k for k in _COMPONENTS if k == 1 or (k <= most and k * _LEAST_PER_PARAMETER * dim <= effective)]
 
 
 def _fit(z: np.ndarray, weights: np.ndarray, components: int, rng: np.random.Generator) -> StudentMixture:

@@ -162,10 +162,10 @@ class Truncation:
         for candidates in self._candidates(rng):
             kept.append(candidates[self.contains(candidates)])
             tried, accepted = tried + len(candidates), accepted + len(kept[-1])
-            if accepted >= rows:
-                return Proposed(np.concatenate(kept)[:rows], "rejection", accepted / tried)
             if accepted < LEAST_ACCEPTED * tried:
                 return Proposed(self._resampled(rows, rng, seed), "sampling-importance-resampling", accepted / tried)
+            if accepted >= rows:
+                return Proposed(np.concatenate(kept)[:rows], "rejection", accepted / tried)
         raise AssertionError("candidates never end")
 
     def _candidates(self, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -214,19 +214,42 @@ class DiagnoseConfig(Settings):
         return [_check(item) for item in checks] if isinstance(checks, list | tuple) else checks
 
 
+class RefineConfig(Settings):
+    """How the network's posterior is refined by the simulator's likelihood; see docs/refinement.md.
+
+    Attributes:
+        method: ``importance`` weights the network's draws; ``adaptive`` and ``smc`` find a better proposal where those
+            do not reach the ESS.
+        ess: Effective sample size to reach; as many as ``draws`` when not given.
+        likelihoods: Rows at which the likelihood may be evaluated.
+        seconds: After which no more are; results then depend on the machine.
+    """
+
+    method: Literal["importance", "adaptive", "smc"] = "adaptive"
+    ess: PositiveInt | None = None
+    likelihoods: PositiveInt = 200_000
+    seconds: PositiveFloat | None = None
+
+
 class InferConfig(Settings):
     """The posterior of the observation.
 
     Attributes:
         draws: How many draws.
         refine: ``importance`` weights the network's draws by the simulator's likelihood and resamples them, which makes
-            them exact at this observation; needs a simulator with `log_likelihood`.
+            them exact at this observation; needs a simulator with `log_likelihood`. ``adaptive`` and ``smc``, or
+            ``{method, ess, likelihoods, seconds}``, go on where that is refused.
         predictive: How many replicated data sets for the posterior predictive check; 0 for none.
     """
 
     draws: PositiveInt = 10_000
-    refine: Literal["importance"] | None = None
+    refine: Literal["importance"] | RefineConfig | None = None
     predictive: NonNegativeInt = 1000
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _method_alone(cls, refine: Any) -> Any:
+        return {"method": refine} if refine in ("adaptive", "smc") else refine
 
 
 class LocalConfig(Settings):

@@ -149,8 +149,7 @@ def _require_observation(config: Config, simulator: Simulator) -> None:
 def _require_likelihood(config: Config, simulator: Simulator) -> None:
     if config.infer.refine and not isinstance(simulator, HasLikelihood):
         raise ConfigError(
-            f"`refine: {config.infer.refine}` needs a simulator with `log_likelihood`; "
-            f"{config.simulator.title} has none: leave `refine` out"
+            f"`refine` needs a simulator with `log_likelihood`; {config.simulator.title} has none: leave `refine` out"
         )
 
 

@@ -17,7 +17,7 @@ from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
-from .config import Config
+from .config import Config, RefineConfig
 from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
@@ -323,6 +323,7 @@ def _outside(posterior: Posterior, x: Arrays, reporter: Reporter) -> list[str]:
 
 
 def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:
+    from ..estimators.adaptive import refine_adaptively
     from ..estimators.importance import refine
 
     if not job.config.infer.refine:
@@ -335,12 +336,27 @@ def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | No
         parts = ({name: seen[name] for name in names} for names in (observables, context) if names)
         return known.log_likelihood(theta, *parts)
 
-    refined = refine(posterior, log_likelihood, job.observation, draws=job.config.infer.draws, seed=job.config.seed)
+    infer, seed = job.config.infer, job.config.seed
+    if isinstance(infer.refine, RefineConfig):
+        how = infer.refine
+        refined = refine_adaptively(
+            posterior,
+            log_likelihood,
+            job.observation,
+            method=how.method,
+            ess=how.ess or infer.draws,
+            likelihoods=how.likelihoods,
+            seconds=how.seconds,
+            seed=seed,
+        )
+    else:
+        refined = refine(posterior, log_likelihood, job.observation, draws=infer.draws, seed=seed)
     if refined.refusal:
         reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
     else:
         reporter.say(
-            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals, "
+            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals by {refined.method} "
+            f"({refined.likelihoods:,} likelihoods), "
             f"log evidence {refined.log_evidence:.3f} ± {refined.log_evidence_sd:.3f}"
         )
     return refined
