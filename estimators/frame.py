@@ -32,8 +32,8 @@ class Frame(nn.Module):
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("axes", torch.eye(dim, dtype=torch.float64))
 
-    def fit(self, parts: Iterable[Float[Tensor, "rows parameter"]]) -> None:
-        """Take mean and principal axes from all rows, in one pass in float64."""
+    def fit(self, parts: Iterable[Tensor]) -> None:
+        """Take mean and principal axes from all rows, portions ``(rows, parameter)``, in one pass in float64."""
         dim = len(self.mean)
         rows, total, products = 0, torch.zeros(dim).double(), torch.zeros(dim, dim).double()
         for z in parts:

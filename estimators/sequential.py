@@ -153,9 +153,10 @@ class Rounds:
     def _numbers(self, number: int, store: SimulationStore, model: Model, leaked: float) -> dict[str, Any]:
         loss, known = model.facts["loss"], proposals(store)
         how = known[number - 2] if number > 1 else {}
+        ends = [item["first"] for item in known] + [store.rows]
         return {
             "round": number,
-            "rows": store.rows if number == 1 else how["last"] - how["first"],
+            "rows": ends[number - 1] - (how["first"] if how else 0),
             "rows_used": sum(model.facts["rows"].values()),
             "validation_loss": loss["validation"][loss["best_epoch"]],
             "leaked_mass": leaked,
