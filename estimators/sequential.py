@@ -128,7 +128,7 @@ class Rounds:
         with filling(store, alone=True):
             propose(store, proposed.theta, held, self._facts(after, proposed, number))
         self.say(
-            f"round {number}: truncated; {proposed.acceptance:.2%} of the box and {held.mean():.2%} of the rows before are "
+            f"round {number}: truncated; {proposed.acceptance:.2%} of candidates and {held.mean():.2%} of the rows before are "
             f"inside; {self.rows:,} more rows by {proposed.method}"
         )
         return after

@@ -99,6 +99,19 @@ def test_draws_are_those_of_the_prior_inside(least: float, monkeypatch: pytest.M
         assert scipy.stats.ks_2samp(drawn.theta[:, axis], exact[:, axis]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("shape", ["box", "ellipsoid"])
+@pytest.mark.parametrize("mean", [(1.0, 1.2), (3.0, 12.0)])
+def test_candidates_of_either_shape_are_draws_of_the_prior(shape: module.Shape, mean: tuple[float, float]) -> None:
+    region, rng = truncated(0.05, Normal(mean, width=0.5)), np.random.default_rng(0)
+    candidates = region.regions[0].draw(shape, 60_000, rng)
+    candidates = candidates[region.contains(candidates)][:4000]
+    exact = Normal.prior.sample(1_000_000, rng)
+    exact = exact[region.contains(exact)]
+    assert min(len(candidates), len(exact)) > 500
+    for axis in range(2):
+        assert scipy.stats.ks_2samp(candidates[:, axis], exact[:, axis]).pvalue > 1e-3
+
+
 def test_regions_are_nested() -> None:
     two = truncated(0.01, Normal(), Normal((1.05, 1.3), 0.2))
     one = Truncation(two.prior, X, two.regions[:1])
