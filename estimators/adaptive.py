@@ -111,7 +111,7 @@ def refine_adaptively(
     x: Arrays,
     *,
     method: RefineMethod = "adaptive",
-    ess: float = 10_000,
+    ess: int = 10_000,
     likelihoods: int = 200_000,
     seconds: float | None = None,
     seed: int = 0,
@@ -135,22 +135,32 @@ def refine_adaptively(
         UnsupportedError: The log-likelihood is not one finite number or -inf per row.
     """
     target, rng = Target(posterior, log_likelihood, x, likelihoods, seconds), np.random.default_rng((seed, 10))
-    ess, portion = max(ess, LEAST_ESS), int(np.clip(likelihoods // _PORTIONS, *_PORTION))
+    wanted, portion = float(max(ess, LEAST_ESS)), int(np.clip(likelihoods // _PORTIONS, *_PORTION))
     proposal: Proposal = Network()
     found = proposal.draw(target, min(portion, likelihoods), rng)
-    alone = effective(_log_weights(proposal, found)) / len(found)
-    if method == "importance" or _promises(_log_weights(proposal, found), ess, likelihoods):
-        found = _drawn(target, proposal, ess, portion, rng, found)
-    history = History([proposal], [found])
-    tempered = temper(target, rng) if method == "smc" and not _reached(_log_weights(proposal, found), ess) else None
-    while method != "importance" and target.left and not _reached(_log_weights(proposal, found), ess):
-        better = Defended(tempered) if tempered else _adapted(target, history, ess, portion, rng)
-        if target.left:
-            proposal, tempered = better, None
-            found = _drawn(target, proposal, ess, portion, rng)
-            history.add(proposal, found)
+    log_weights = _log_weights(proposal, found)
+    alone = effective(log_weights) / len(found)
+    if method == "importance" or _promises(log_weights, wanted, likelihoods):
+        found = _drawn(target, proposal, wanted, portion, rng, found, stubborn=method == "importance")
+    if method != "importance" and alone:
+        proposal, found = _better(target, found, method, wanted, portion, rng)
     facts = {"likelihoods": target.spent, "method": method, "network_efficiency": alone, "spent": target.out_of}
     return summarised(found.theta, found.log_joint, _log_weights(proposal, found), **facts)
+
+
+def _better(
+    target: Target, found: Points, method: RefineMethod, ess: float, portion: int, rng: np.random.Generator
+) -> tuple[Proposal, Points]:
+    """The first proposal whose draws reach the ESS, or the last that could be paid for, with those draws."""
+    proposal: Proposal = Network()
+    history, first = History([proposal], [found]), True
+    while target.left and not _reached(_log_weights(proposal, found), ess):
+        tempered = temper(target, rng) if method == "smc" and first else None
+        better, first = Defended(tempered) if tempered else _adapted(target, history, ess, portion, rng), False
+        if target.left:
+            proposal, found = better, _drawn(target, better, ess, portion, rng)
+            history.add(proposal, found)
+    return proposal, found
 
 
 def _adapted(target: Target, history: History, ess: float, portion: int, rng: np.random.Generator) -> Defended:
@@ -175,7 +185,7 @@ def _adapted(target: Target, history: History, ess: float, portion: int, rng: np
 def _fitted(history: History, rng: np.random.Generator) -> tuple[Defended, float]:
     """A proposal fitted to tempered weights, and the power they were raised to."""
     points, log_weights = history.weighted()
-    power = _power(log_weights, max(100, _EFFECTIVE_PER_PARAMETER * points.z.shape[1]))
+    power = _power(log_weights, float(max(100, _EFFECTIVE_PER_PARAMETER * points.z.shape[1])))
     largest = np.argsort(log_weights)[-_FIT_ON:]
     weights = np.exp(power * (log_weights[largest] - log_weights.max()))
     return Defended(fit_student(points.z[largest], weights, rng)), power
@@ -194,16 +204,23 @@ def _power(log_weights: np.ndarray, least: float) -> float:
 
 
 def _drawn(
-    target: Target, proposal: Proposal, ess: float, portion: int, rng: np.random.Generator, found: Points | None = None
+    target: Target,
+    proposal: Proposal,
+    ess: float,
+    portion: int,
+    rng: np.random.Generator,
+    found: Points | None = None,
+    *,
+    stubborn: bool = False,
 ) -> Points:
-    """Draws of one proposal until they reach the ESS or nothing is left, or show that another is to be tried."""
+    """Draws of one proposal until they reach the ESS or nothing is left, or, not ``stubborn``, show that another is due."""
     found = found or proposal.draw(target, min(portion, target.left), rng)
     while target.left:
         log_weights = _log_weights(proposal, found)
         reached = effective(log_weights)
         if reached >= ess or not np.isfinite(log_weights).any():
             break
-        if target.left > target.most * _ANOTHER and pareto_k(log_weights) > LARGEST_PARETO_K:
+        if not stubborn and target.left > target.most * _ANOTHER and pareto_k(log_weights) > LARGEST_PARETO_K:
             break
         lacking = math.ceil((_SURPLUS * ess / reached - 1) * len(found))
         more = proposal.draw(target, min(max(lacking, 1), portion, target.left), rng)

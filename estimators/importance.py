@@ -168,7 +168,7 @@ def summarised(theta: np.ndarray, log_joint: np.ndarray, log_weights: np.ndarray
     rows, ess = len(log_weights), effective(log_weights)
     log_evidence = float(logsumexp(log_weights) - math.log(rows))
     # Var(Z) / Z² of a mean of n weights, written with the effective sample size
-    sd = math.sqrt(max(rows / ess - 1, 0.0) / (rows - 1)) if ess else math.inf
+    sd = math.sqrt(max(rows / ess - 1, 0.0) / (rows - 1)) if ess and rows > 1 else math.inf
     facts = {"likelihoods": rows, **facts}
     return Refined(theta, log_joint, log_weights, ess, pareto_k(log_weights), log_evidence, sd, **facts)
 
