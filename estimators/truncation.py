@@ -116,7 +116,8 @@ class Region:
     @classmethod
     def from_json(cls, posterior: Posterior, item: dict[str, Any]) -> Region:
         """The inverse of `to_json`."""
-        return cls(posterior, item["threshold"], *(np.asarray(item[name]) for name in _ARRAYS), item["radius"])
+        arrays = {name: np.asarray(item[name]) for name in _ARRAYS}
+        return cls(posterior, item["threshold"], radius=item["radius"], **arrays)
 
 
 @dataclass(frozen=True, slots=True)

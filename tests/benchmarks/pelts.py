@@ -26,7 +26,7 @@ from simfer.simulators.lotka_volterra_pelts import LotkaVolterraPelts
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "hare_lynx_reference.npz")["samples"]
 DRAWS, SEED = 10_000, 1
-PLAIN_ROWS, ROUNDS, ROUND_ROWS, LIKELIHOODS = 50_000, 6, 25_000, 100_000
+ROWS, ROUNDS, EPSILON, LIKELIHOODS = 60_000, 4, 1e-3, 100_000
 
 ESTIMATOR = EstimatorSettings(
     flow=FlowSettings(kind="maf", transforms=4, hidden=(64, 64)),
@@ -35,7 +35,7 @@ ESTIMATOR = EstimatorSettings(
     whiten=True,
 )
 TRAINING = TrainingSettings(
-    epochs=15, batch_size=256, learning_rate=3e-3, weight_decay=0.01, validation=0.05, patience=15
+    epochs=15, batch_size=512, learning_rate=4e-3, weight_decay=0.01, validation=0.05, patience=15
 )
 
 
@@ -57,13 +57,14 @@ def observed() -> Arrays:
     return {name: np.array(values) for name, values in Counted.observations["hare_lynx_1900_1920"].items()}
 
 
-def trained(rounds: int, rows: int) -> Model:
+def trained(rounds: int) -> Model:
     found = sequential(
         Counted(),
         None,
         observed(),
         rounds=rounds,
-        rows=rows,
+        rows=ROWS,
+        epsilon=EPSILON,
         estimator=ESTIMATOR,
         training=TRAINING,
         seed=SEED,
@@ -73,7 +74,7 @@ def trained(rounds: int, rows: int) -> Model:
 
 
 def plain() -> tuple[np.ndarray, str]:
-    model = trained(1, PLAIN_ROWS)
+    model = trained(1)
     alone = refine_adaptively(
         model.posterior, Counted().log_likelihood, observed(), method="importance", likelihoods=LIKELIHOODS, seed=SEED
     )
@@ -82,12 +83,12 @@ def plain() -> tuple[np.ndarray, str]:
 
 
 def rounds() -> tuple[np.ndarray, str]:
-    model = trained(ROUNDS, ROUND_ROWS)
-    return model.posterior.sample((DRAWS,), observed(), seed=SEED).numpy(), f"{ROUNDS} rounds of {ROUND_ROWS:,}"
+    model = trained(ROUNDS)
+    return model.posterior.sample((DRAWS,), observed(), seed=SEED).numpy(), f"{ROUNDS} rounds of {ROWS:,}"
 
 
 def refined() -> tuple[np.ndarray, str]:
-    posterior = trained(1, PLAIN_ROWS).posterior
+    posterior = trained(1).posterior
     found = refine_adaptively(
         posterior, Counted().log_likelihood, observed(), ess=DRAWS, likelihoods=LIKELIHOODS, seed=SEED
     )
