@@ -22,6 +22,9 @@ SETTINGS = {
     "nsf": EstimatorSettings(flow=FlowSettings(kind="nsf", transforms=2, hidden=(16, 16)), embedding=SMALL),
     "maf": EstimatorSettings(flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL),
     "gmm": EstimatorSettings(flow=FlowSettings(kind="gmm", components=3, hidden=(16,)), embedding=SMALL),
+    "maf, scale of the rows": EstimatorSettings(
+        flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL, scale="rows"
+    ),
     "nsf, no embedding": EstimatorSettings(
         flow=FlowSettings(transforms=1, hidden=(16,)), embedding=EmbeddingSettings(kind="none")
     ),
