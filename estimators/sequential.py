@@ -35,6 +35,7 @@ from ..simulators.block import Protection, group_size_of
 from ..simulators.campaign import Executor, OnInvalid, simulate
 from ..simulators.prior import Prior
 from ..simulators.trail import filling
+from .embeddings.own import imported
 from .model import Model, load_model
 from .settings import EstimatorSettings, RoundsSettings, TrainingSettings
 from .train import train
@@ -233,8 +234,9 @@ def sequential(
     def fit(store: SimulationStore, number: int, where: Path) -> Model:
         return fit_round(store, number, where, prior, estimator, training, seed=seed, hardware=hardware)
 
+    modules = imported(estimator.embedding)
     with _kept(folder) as where:
-        observed = Rounds(where, x, settings, prior, rows, group_size_of(simulator), seed, fill, fit, say)
+        observed = Rounds(where, x, settings, prior, rows, group_size_of(simulator), seed, fill, fit, say, modules)
         _require_same(where, estimator, training, observed)
         found = observed.run()
     return found if folder is not None else Sequential(found.model, found.truncation, None, found.rounds)
@@ -314,6 +316,8 @@ def _require_same(folder: Path, estimator: EstimatorSettings, training: Training
     if not file.is_file():
         write_json(file, own)
     theirs = json.loads(file.read_text(encoding="utf-8"))
+    for key, kind in (("estimator", EstimatorSettings), ("training", TrainingSettings)):  # newer settings have defaults
+        theirs[key] = kind.model_validate(theirs[key]).model_dump(mode="json")
     differing = [key for key in own if theirs.get(key) != own[key]]
     if differing:
         raise ConfigError(

@@ -47,6 +47,7 @@ def run_rounds(job: Job, folder: RunFolder, reporter: Reporter) -> Sequential:
         lambda path: _fill(job, path, reporter),
         lambda store, number, own: _fit(job, folder, store, number, own, reporter),
         reporter.say,
+        job.modules,
     )
     return rounds.run()
 
