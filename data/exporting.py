@@ -14,6 +14,7 @@ import numpy as np
 from .building import bounded_layout
 from .errors import ConfigError, StoreError
 from .hdf5_table import DESCRIPTION
+from .proposals import require_no_proposals
 from .store import SimulationStore, require_finished
 from .store_table import describe_store
 
@@ -44,6 +45,7 @@ def export_store(
     """
     with new_file(Path(path)) as temporary:
         require_finished(store)
+        require_no_proposals(store, "exported")  # whoever imports it would take all its rows for draws of the prior
         _write(store, temporary, progress)
 
 

@@ -238,8 +238,8 @@ class SimulationStore:
         for name in ("status", *(name for name in self._row_arrays() if name != "status"), "reason"):
             remove(self._file(name, shard))
 
-    def extend(self, rows: int) -> None:
-        """Add pending rows at the end; what is there stays as it is.
+    def extend(self, rows: int, attributes: dict[str, Any] | None = None) -> None:
+        """Add pending rows at the end, and ``attributes`` in the same step; what is there stays as it is.
 
         Raises:
             StoreError: Fewer rows than there are.
@@ -248,7 +248,9 @@ class SimulationStore:
         for name in (*self._row_arrays(), "reason"):
             array = self._array(name)
             array.resize((rows, *array.shape[1:]))
-        self.annotate({"layout": layout.to_json()})  # last: what is beyond the layout's rows is not read
+        self.annotate(
+            {"layout": layout.to_json(), **(attributes or {})}
+        )  # last: what is beyond the layout's rows is not read
         self.layout = layout
 
     def annotate(self, attributes: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .proposals import require_no_proposals
 from .store import SimulationStore, require_finished
 from .tables import Column
 from .variables import Arrays
@@ -24,6 +25,7 @@ class StoreTable:
     def __init__(self, path: Path) -> None:
         self._store = SimulationStore.open(path)
         require_finished(self._store)
+        require_no_proposals(self._store, "imported")
         self.description = describe_store(self._store)
         rows = self._store.rows
         self.columns = {

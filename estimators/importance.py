@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from ..data.errors import UnsupportedError
 from ..data.variables import Arrays
+from ..simulators.prior import Prior
 from .base import Posterior
 
 LARGEST_PARETO_K = 0.7
@@ -37,13 +38,17 @@ class Refined:
     """Weighted draws of one posterior.
 
     Attributes:
-        proposals: Draws of q, ``(proposal, parameter)``.
+        proposals: Draws of q, or of the proposal that took its place, ``(proposal, parameter)``.
         log_joint: log of p(x | theta) p(theta), ``(proposal,)``.
         log_weights: The same minus log q(theta | x).
         ess: Effective sample size.
         pareto_k: Shape of the weights' tail; above 0.7 nothing here can be trusted.
         log_evidence: log p(x).
         log_evidence_sd: Its standard error.
+        likelihoods: How many rows the likelihood was evaluated at, those included that found the proposal.
+        method: What the proposals are draws of.
+        network_efficiency: ESS per draw of the network alone, where that is not what `efficiency` is of.
+        spent: What ran out before the ESS was reached; empty where nothing did.
     """
 
     proposals: Float[np.ndarray, "proposal parameter"]
@@ -53,6 +58,10 @@ class Refined:
     pareto_k: float
     log_evidence: float
     log_evidence_sd: float
+    likelihoods: int = 0
+    method: str = "importance"
+    network_efficiency: float | None = None
+    spent: str = ""
 
     @property
     def efficiency(self) -> float:
@@ -62,6 +71,11 @@ class Refined:
     @property
     def refusal(self) -> str:
         """Why these weights cannot be trusted; empty when they can."""
+        why = self._distrust
+        return f"{why}; {self.spent}" if why and self.spent else why
+
+    @property
+    def _distrust(self) -> str:
         if not math.isfinite(self.log_evidence):
             return "the likelihood is zero at every draw of the network: it has not seen data like this observation"
         if self.pareto_k > LARGEST_PARETO_K:
@@ -74,16 +88,16 @@ class Refined:
         self, draws: int, rng: np.random.Generator
     ) -> tuple[Float[np.ndarray, "draws parameter"], Float[np.ndarray, " draws"]]:
         """Draws of equal weight by systematic resampling, in random order, and the log posterior density of each."""
-        edges = np.cumsum(_normalised(self.log_weights))
-        points = (rng.random() + np.arange(draws)) / draws
-        chosen = np.searchsorted(edges, points * edges[-1], side="right")
-        order = rng.permutation(np.minimum(chosen, len(edges) - 1))
+        order = rng.permutation(systematic(self.log_weights, draws, rng))
         return self.proposals[order], self.log_joint[order] - self.log_evidence
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, for ``summary.json``."""
         return {
             "accepted": not self.refusal,
+            "method": self.method,
+            "likelihoods": self.likelihoods,
+            "network_efficiency": self.network_efficiency,
             "refusal": self.refusal,
             "proposals": len(self.log_weights),
             "ess": self.ess,
@@ -123,10 +137,10 @@ def refine(
         words = np.random.SeedSequence((seed, 7), spawn_key=(portion,)).generate_state(1)
         parts.append(_weighted(posterior, log_likelihood, observed, 2 * draws, int(words[0])))
         log_weights = np.concatenate([part[2] for part in parts])
-        if _ess(log_weights) >= draws or not np.isfinite(log_weights).any():
+        if effective(log_weights) >= draws or not np.isfinite(log_weights).any():
             break
     theta, log_joint = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return _summarised(theta, log_joint, log_weights)
+    return summarised(theta, log_joint, log_weights)
 
 
 def _weighted(
@@ -135,22 +149,33 @@ def _weighted(
     """Proposals, their log p(x | theta) p(theta), and that minus log q."""
     proposals, log_q = posterior.sample_with_log_prob((draws,), x, seed=seed)
     theta = proposals[:, 0].cpu().numpy()
-    likelihood = np.asarray(log_likelihood(theta, x), dtype=float)
-    if likelihood.shape != (draws,) or np.isnan(likelihood).any() or np.isposinf(likelihood).any():
-        raise UnsupportedError(
-            f"`log_likelihood` must give one number below infinity per row of theta; got shape {likelihood.shape}, "
-            f"{int(np.isnan(likelihood).sum())} NaN for {draws} rows"
-        )
-    log_joint = likelihood + posterior.prior.log_prob(torch.from_numpy(theta)).numpy()
+    log_joint = joint(posterior.prior, log_likelihood, theta, x)
     return theta, log_joint, log_joint - log_q[:, 0].cpu().numpy()
 
 
-def _summarised(theta: np.ndarray, log_joint: np.ndarray, log_weights: np.ndarray) -> Refined:
-    rows, ess = len(log_weights), _ess(log_weights)
+def joint(prior: Prior, log_likelihood: LogLikelihood, theta: np.ndarray, x: Arrays) -> np.ndarray:
+    """log p(x | theta) p(theta), ``(rows,)``.
+
+    Raises:
+        UnsupportedError: The log-likelihood is not one finite number or -inf per row.
+    """
+    likelihood = np.asarray(log_likelihood(theta, x), dtype=float)
+    if likelihood.shape != (len(theta),) or np.isnan(likelihood).any() or np.isposinf(likelihood).any():
+        raise UnsupportedError(
+            f"`log_likelihood` must give one number below infinity per row of theta; got shape {likelihood.shape}, "
+            f"{int(np.isnan(likelihood).sum())} NaN for {len(theta)} rows"
+        )
+    return likelihood + prior.log_prob(torch.from_numpy(theta)).numpy()
+
+
+def summarised(theta: np.ndarray, log_joint: np.ndarray, log_weights: np.ndarray, **facts: Any) -> Refined:
+    """Weighted draws of one proposal, with what tells whether they can be trusted."""
+    rows, ess = len(log_weights), effective(log_weights)
     log_evidence = float(logsumexp(log_weights) - math.log(rows))
     # Var(Z) / Z² of a mean of n weights, written with the effective sample size
-    sd = math.sqrt(max(rows / ess - 1, 0.0) / (rows - 1)) if ess else math.inf
-    return Refined(theta, log_joint, log_weights, ess, pareto_k(log_weights), log_evidence, sd)
+    sd = math.sqrt(max(rows / ess - 1, 0.0) / (rows - 1)) if ess and rows > 1 else math.inf
+    facts = {"likelihoods": rows, **facts}
+    return Refined(theta, log_joint, log_weights, ess, pareto_k(log_weights), log_evidence, sd, **facts)
 
 
 def pareto_k(log_weights: Float[np.ndarray, " proposal"]) -> float:
@@ -165,10 +190,21 @@ def pareto_k(log_weights: Float[np.ndarray, " proposal"]) -> float:
     return float(scipy.stats.genpareto.fit(excess[excess > 0] / excess.max(), floc=0)[0])
 
 
-def _ess(log_weights: np.ndarray) -> float:
+def effective(log_weights: Float[np.ndarray, " proposal"]) -> float:
+    """Effective sample size; 0 when no weight is positive."""
     if not np.isfinite(log_weights).any():
         return 0.0
     return float(1 / (_normalised(log_weights) ** 2).sum())
+
+
+def systematic(
+    log_weights: Float[np.ndarray, " proposal"], draws: int, rng: np.random.Generator
+) -> Int[np.ndarray, " draws"]:
+    """Which to take for draws of equal weight, by systematic resampling, in order."""
+    edges = np.cumsum(_normalised(log_weights))
+    points = (rng.random() + np.arange(draws)) / draws
+    chosen = np.searchsorted(edges, points * edges[-1], side="right")
+    return np.minimum(chosen, len(edges) - 1)
 
 
 def _normalised(log_weights: np.ndarray) -> np.ndarray:

@@ -206,7 +206,7 @@ class MCMCPosterior(Posterior):
 
     def _potential(self, trials: Mapping[str, Tensor]) -> Potential:
         sizes = next(iter(trials.values())).shape[:2]
-        prepared = self.estimator.prepare({name: values.flatten(0, 1) for name, values in trials.items()})
+        prepared = self.estimator.encode({name: values.flatten(0, 1) for name, values in trials.items()})
         return Potential(self.estimator, self.prior, prepared.unflatten(0, sizes))
 
     def _run(self, potential: Potential, trials: Mapping[str, Tensor], draws: int) -> Chains:

@@ -104,7 +104,7 @@ class NLE(Estimator):
         """
         return rowwise(self, theta, x, iid=iid)
 
-    def prepare(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
+    def encode(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
         rows = len(next(iter(x.values())))
         middle = self.seed.new_full((rows, self.preprocess.observables.size), 0.5, dtype=torch.float64)
         return self._prepared(x, middle, middle.new_zeros(rows, self.preprocess.features))

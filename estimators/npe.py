@@ -25,6 +25,7 @@ from .base import Estimator
 from .direct import DirectPosterior, latents, with_latents
 from .embeddings import build_embedding
 from .flows import build_flow
+from .frame import Frame, Framed
 from .preprocess import build_preprocess
 from .settings import EstimatorSettings
 
@@ -38,6 +39,7 @@ class NPE(Estimator):
         self.preprocess = build_preprocess(observables, settings)
         self.embedding, context = build_embedding(settings.embedding, observables)
         self.flow = build_flow(settings.flow, prior.dim, context)
+        self.frame = Frame(prior.dim) if settings.scale == "rows" else None
 
     @property
     def transforms(self) -> dict[str, str]:
@@ -45,12 +47,14 @@ class NPE(Estimator):
 
     def fit_preprocess(self, portions: Iterable[Batch]) -> None:
         self.preprocess.fit_parts(lambda: (batch.x for batch in portions))
+        if self.frame is not None:
+            self.frame.fit(self.prior.to_unconstrained(batch.theta) for batch in portions)
 
     def condition(self, x: dict[str, Tensor]) -> Float[Tensor, "rows context"]:
         return self.embedding(self.preprocess(x))
 
     def density(self, context: Float[Tensor, "rows context"]) -> Any:
-        return self.flow(context)
+        return self.flow(context) if self.frame is None else Framed(self.flow(context), self.frame)
 
     def prepare(self, rows: Batch) -> Batch:
         return with_latents(self.prior, rows)

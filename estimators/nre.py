@@ -75,7 +75,7 @@ class NRE(Estimator):
         """log p(x | theta) / p(x), and log of being valid where that was learned; arguments as `NLE.log_likelihood`."""
         return rowwise(self, theta, x, iid=iid)
 
-    def prepare(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
+    def encode(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
         return self.embedding(self.preprocess(x)).double()
 
     def log_factor(

@@ -38,7 +38,7 @@ class LikelihoodEstimator(Protocol):
     settings: EstimatorSettings
     validity: ValidityLogit | None
 
-    def prepare(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
+    def encode(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
         """All of x that `log_factor` needs, in float64."""
 
     def log_factor(
@@ -54,7 +54,7 @@ class Potential:
         estimator: Of the likelihood.
         prior: Of theta; any over the same parameters. Where it reaches beyond the prior of the simulations nothing is
             known of the likelihood: there the potential is -inf.
-        prepared: What `LikelihoodEstimator.prepare` made of x.
+        prepared: What `LikelihoodEstimator.encode` made of x.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ def rowwise(
         ShapeError: Neither one row of x, nor one per row of theta.
     """
     named = named_rows(x, estimator.observables, finite=not estimator.settings.impute)
-    z, prepared = estimator.prior.to_unconstrained(torch.as_tensor(theta)), estimator.prepare(named)
+    z, prepared = estimator.prior.to_unconstrained(torch.as_tensor(theta)), estimator.encode(named)
     if iid:
         return log_likelihood(estimator, z, prepared[:, None].expand(-1, len(z), -1)).sum(0)
     if len(prepared) not in (1, len(z)):

@@ -304,6 +304,8 @@ class DensitySettings(Settings):
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
         ensemble: How many members, different in their initial weights alone, are trained in one pass and mixed.
         ratio: The classifier (nre).
+        scale: What theta is measured in: ``prior``, the prior's own width; ``rows``, the spread of the training rows along
+            their principal axes, for rows that fill little of the prior, as those of rounds after the first do.
     """
 
     method: str = "npe"
@@ -314,6 +316,15 @@ class DensitySettings(Settings):
     whiten: bool = False
     ensemble: PositiveInt = 1
     ratio: RatioSettings = RatioSettings()
+    scale: Literal["prior", "rows"] = "prior"
+
+    @model_validator(mode="after")
+    def _scale_is_known(self) -> DensitySettings:
+        if self.scale == "rows" and self.method in ("fmpe", *LIKELIHOODS):
+            raise ValueError(
+                f"`scale: rows` needs `method: npe`; `{self.method}` measures theta by the prior: leave it out"
+            )
+        return self
 
 
 class EstimatorSettings(DensitySettings):
@@ -382,3 +393,15 @@ _Network = TypeVar("_Network", bound=NetworkSettings)
 
 def _of_kind(network: _Network, kind: Callable[[NetworkSettings], str | NamedModule]) -> _Network:
     return network.model_copy(update={"kind": kind(network)}) if ":" in network.name else network
+
+
+class RoundsSettings(Settings):
+    """Truncated sequential rounds; see `estimators.sequential`.
+
+    Attributes:
+        rounds: How often to simulate and train; 1 is amortised. Every round simulates as many rows as the first.
+        epsilon: Mass of the posterior that each truncation may cut off.
+    """
+
+    rounds: PositiveInt = 1
+    epsilon: float = Field(default=1e-4, gt=0, lt=0.5)

@@ -17,6 +17,7 @@ from ..data.errors import ConfigError, ShapeError
 from ..data.files import write_json
 from ..data.loaders import Rows, as_batch
 from ..data.memory import default_budget
+from ..data.proposals import inside
 from ..data.splits import hold_out
 from ..data.store import SimulationStore
 from ..data.streaming import StoredRows, usable_rows
@@ -178,9 +179,10 @@ def _stored(
 ) -> tuple[Rows, Rows, np.ndarray]:
     """Usable rows of a store, split as arrays are; whether x is finite has been asked when it was simulated.
 
-    Which are to learn from comes last.
+    Of a store of truncated rounds those inside the last truncation: they alone are drawn from one prior. Which are to
+    learn from comes last.
     """
-    keep = usable_rows(store, rows, impute=estimator.impute)
+    keep = usable_rows(store, rows, impute=estimator.impute) & inside(store)
     _check_stored(store, keep, prior)
     group = store.read_array("group") if store.schema.grouped else None
     masks = hold_out(keep, training.validation, group)

@@ -23,6 +23,7 @@ from .folder import STORE, RunFolder
 from .job import Job, make_job
 from .progress import Reporter
 from .report import check_results, posterior_rows
+from .rounds import simulations_of
 from .stages import STAGES
 from .yaml_file import read_source
 
@@ -86,8 +87,8 @@ class Run:
 
     @property
     def simulations(self) -> SimulationStore:
-        """The campaign's store."""
-        return SimulationStore.open(self.folder / STORE)
+        """The campaign's store, all rounds included."""
+        return SimulationStore.open(simulations_of(self.folder))
 
     @property
     def summary(self) -> dict[str, Any]:

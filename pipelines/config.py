@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     ByteSize,
@@ -20,11 +21,15 @@ from ..data.errors import ConfigError
 from ..estimators.settings import (
     DensitySettings,
     EstimatorSettings,
+    RoundsSettings,
     SamplerSettings,
     SearchSettings,
     Settings,
     TrainingSettings,
 )
+
+if TYPE_CHECKING:
+    from ..estimators.training import Hardware
 
 IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
@@ -157,8 +162,8 @@ class SimulateConfig(Settings):
     """The training set.
 
     Attributes:
-        rows: How many simulations, those held out for validation and diagnosis included; of imported ones only the first
-            so many, or all when not given.
+        rows: How many simulations, those held out for validation and diagnosis included, in each of ``train.rounds``; of
+            imported ones only the first so many, or all when not given.
         on_invalid: Rows that raise or are not finite: ``mask`` leaves them out, ``fail`` stops, ``impute`` keeps those
             that are not finite, with the mean in place of what is missing.
         timeout: Seconds a row may take; then it is given up, its process with it. Simulates in child processes.
@@ -175,14 +180,17 @@ class SimulateConfig(Settings):
     block: PositiveInt | None = None
 
 
-class TrainConfig(DensitySettings, TrainingSettings):
-    """The estimator and its optimisation."""
+class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):
+    """The estimator, its optimisation and truncated rounds."""
 
     def estimator(self, *, impute: bool) -> EstimatorSettings:
         return EstimatorSettings(**{name: getattr(self, name) for name in DensitySettings.model_fields}, impute=impute)
 
     def training(self) -> TrainingSettings:
         return TrainingSettings(**{name: getattr(self, name) for name in TrainingSettings.model_fields})
+
+    def sequential(self) -> RoundsSettings:
+        return RoundsSettings(rounds=self.rounds, epsilon=self.epsilon)
 
 
 class CheckConfig(Settings):
@@ -211,22 +219,45 @@ class DiagnoseConfig(Settings):
         return [_check(item) for item in checks] if isinstance(checks, list | tuple) else checks
 
 
+class RefineConfig(Settings):
+    """How the network's posterior is refined by the simulator's likelihood; see docs/refinement.md.
+
+    Attributes:
+        method: ``importance`` weights the network's draws; ``adaptive`` and ``smc`` find a better proposal where those
+            do not reach the ESS.
+        ess: Effective sample size to reach; as many as ``draws`` when not given.
+        likelihoods: Rows at which the likelihood may be evaluated.
+        seconds: After which no more are; results then depend on the machine.
+    """
+
+    method: Literal["importance", "adaptive", "smc"] = "adaptive"
+    ess: PositiveInt | None = None
+    likelihoods: PositiveInt = 200_000
+    seconds: PositiveFloat | None = None
+
+
 class InferConfig(Settings):
     """The posterior of the observation.
 
     Attributes:
         draws: How many draws.
         refine: ``importance`` weights the network's draws by the simulator's likelihood and resamples them, which makes
-            them exact at this observation; needs a simulator with `log_likelihood`.
+            them exact at this observation; needs a simulator with `log_likelihood`. ``adaptive`` and ``smc``, or
+            ``{method, ess, likelihoods, seconds}``, go on where that is refused.
         predictive: How many replicated data sets for the posterior predictive check; 0 for none. Where one has many
             independent observations, so many of those in all, of a hundred data sets at least.
         sampler: Of the Markov chains, with ``train.method`` nle or nre; in `diagnose` as well.
     """
 
     draws: PositiveInt = 10_000
-    refine: Literal["importance"] | None = None
+    refine: Literal["importance"] | RefineConfig | None = None
     predictive: NonNegativeInt = 1000
     sampler: SamplerSettings | None = None
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _method_alone(cls, refine: Any) -> Any:
+        return {"method": refine} if refine in ("adaptive", "smc") else refine
 
 
 class LocalConfig(Settings):
@@ -256,6 +287,12 @@ class LocalConfig(Settings):
     compile: Literal["auto", "always", "never"] = "auto"
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
+
+    def hardware(self) -> Hardware:
+        """What training is told of it."""
+        from ..estimators.training import Hardware
+
+        return Hardware(**{field.name: getattr(self, field.name) for field in fields(Hardware)})
 
 
 class Config(Settings):

@@ -140,12 +140,12 @@ def _make_room(step: Step, folder: RunFolder, reporter: Reporter) -> None:
         return
     known = folder.done(stage.name) or folder.started(stage.name)
     if known and stage.precious and known.fingerprint != step.key:
-        aside = folder.set_aside(stage.name, stage.outputs, known.fingerprint)
+        aside = folder.set_aside(stage.name, stage.everything, known.fingerprint)
         reporter.say(f"{stage.name}: the former result was set aside in {aside}; delete it if you need the space")
     elif step.action != "restore":
-        folder.clear(stage.name, stage.outputs)
+        folder.clear(stage.name, stage.everything)
     if stage.precious:
-        folder.bring_back(stage.name, stage.outputs, step.key)
+        folder.bring_back(stage.name, stage.everything, step.key)
 
 
 class _Warnings(logging.Handler):

@@ -20,6 +20,7 @@ from ..data.errors import RunFolderError
 from ..data.files import fingerprint, remove, write_json
 
 STORE = "simulations.zarr"
+ROUNDS = "rounds"
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,8 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     observation = None
     with found.at("observation"):
         observation = _observation(config, simulator, context, known, source.folder)
+    with found.at("train", "rounds"):
+        _require_observation(config, simulator)
     if found.problems:
         raise ConfigError(found.in_order())
     config = _absolute(config, source.folder)
@@ -176,6 +178,21 @@ def _require_plain(config: Config) -> None:
         require_plain(config.train.estimator(impute=config.simulate.on_invalid == "impute"))
 
 
+def _require_observation(config: Config, simulator: Simulator) -> None:
+    if config.train.rounds == 1:
+        return
+    if config.observation is None:
+        raise ConfigError(
+            f"`rounds: {config.train.rounds}` truncate the prior at one observation, and there is none: give "
+            "`observation`, or leave `rounds` out for a posterior of any x"
+        )
+    if isinstance(simulator, Imported):
+        raise ConfigError(
+            f"`rounds: {config.train.rounds}` need a simulator to go on with; these simulations come without: leave "
+            "`rounds` out"
+        )
+
+
 def _require_likelihood(config: Config, simulator: Simulator) -> None:
     if config.infer.refine and config.train.method in LIKELIHOODS:
         raise ConfigError(
@@ -184,8 +201,7 @@ def _require_likelihood(config: Config, simulator: Simulator) -> None:
         )
     if config.infer.refine and not isinstance(simulator, HasLikelihood):
         raise ConfigError(
-            f"`refine: {config.infer.refine}` needs a simulator with `log_likelihood`; "
-            f"{config.simulator.title} has none: leave `refine` out"
+            f"`refine` needs a simulator with `log_likelihood`; {config.simulator.title} has none: leave `refine` out"
         )
 
 

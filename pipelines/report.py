@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_IN_CORNER = 12
-_OF_OBSERVATION = ("posterior", "amortised", "refine", "outside_training")  # not counts and times, but results
+# numbers with a place of their own in the summary: results, not counts and times
+_APART = ("checks", "posterior", "amortised", "refine", "outside_training", "rounds")
 
 
 def check_results(job: Job, folder: RunFolder) -> dict[str, CheckResult]:
@@ -60,16 +61,18 @@ def write_summary(job: Job, folder: RunFolder) -> None:
     stages = {
         name: {
             "seconds": marker.seconds,
-            **{k: v for k, v in marker.numbers.items() if k not in ("checks", *_OF_OBSERVATION)},
+            **{k: v for k, v in marker.numbers.items() if k not in _APART},
         }
         for name, marker in markers.items()
     }
+    apart = {key: marker.numbers[key] for marker in markers.values() for key in _APART if key in marker.numbers}
+    refused = not apart.get("refine", {}).get("accepted", True)
     summary = {
         "name": job.config.name,
-        "verdict": "fail" if any(c["verdict"] == "fail" for c in checks.values()) else "pass",
+        "verdict": "fail" if refused or any(c["verdict"] == "fail" for c in checks.values()) else "pass",
         "stages": stages,
         "checks": checks,
-        **{key: markers["infer"].numbers.get(key, {}) for key in _OF_OBSERVATION},
+        **{key: apart.get(key, {}) for key in _APART if key != "checks"},
     }
     write_json(folder / "summary.json", summary)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +17,16 @@ from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity, simulate
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
-from .config import Config
-from .folder import STORE, RunFolder
+from .config import Config, RefineConfig
+from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
+from .rounds import numbers_of, run_rounds, simulations_of
 
 if TYPE_CHECKING:
     from ..estimators.base import Posterior
     from ..estimators.importance import Refined
+    from ..estimators.model import Model
 
 Numbers = dict[str, Any]
 
@@ -43,6 +45,7 @@ class Stage:
         inputs: The part of the job that decides what it makes, as JSON.
         run: Makes the outputs, going on from whatever part of them is there; returns numbers for ``summary.json``.
         grows: Whether outputs made from the first inputs are a part of those of the second.
+        sometimes: What it makes besides, of some jobs.
     """
 
     name: str
@@ -52,6 +55,12 @@ class Stage:
     inputs: Callable[[Job], dict[str, Any]]
     run: Callable[[Job, RunFolder, Reporter], Numbers]
     grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
+    sometimes: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> tuple[str, ...]:
+        """All that it may have made."""
+        return (*self.outputs, *self.sometimes)
 
 
 def _simulate_inputs(job: Job) -> dict[str, Any]:
@@ -142,7 +151,13 @@ def _train_inputs(job: Job) -> dict[str, Any]:
         train["loader"] = "memory"
     if config.train.method != "nre":
         train.pop("ratio")
+    own: dict[str, Any] = {}
+    if config.train.rounds > 1:
+        own = {"observation": {name: values.tolist() for name, values in (job.observation or {}).items()}}
+    else:
+        del train["rounds"], train["epsilon"]
     return {
+        **own,
         "train": train,
         "on_invalid": config.simulate.on_invalid,
         "pairs": config.pairs,
@@ -151,22 +166,17 @@ def _train_inputs(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
-    from ..estimators.schedule import budget
-    from ..estimators.train import train
-
-    with reporter.bar("train", budget(job.config.train, job.config.rows_train).epochs, "epochs") as meter:
-        model = train(
-            **training_arguments(job, folder),
-            folder=folder / "checkpoints",
-            logs=folder / "logs",
-            on_epoch=lambda epoch, train_loss, val_loss: meter(
-                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
-            ),
-        )
+    _refuse_invalid(SimulationStore.open(folder / STORE), job.config)
+    rounds = None
+    if job.config.train.rounds > 1:
+        rounds = run_rounds(job, folder, reporter)
+        _counted(SimulationStore.open(simulations_of(folder.path)), reporter, job.config.simulate.on_invalid)
+    model = rounds.model if rounds else _trained(job, folder, reporter)
     model.save(folder / "model")
     facts = model.facts
     best = facts["loss"]["best_epoch"]
     return {
+        **(numbers_of(rounds) if rounds else {}),
         "epochs": len(facts["loss"]["train"]),
         "best_epoch": best + 1,
         "validation_loss": facts["loss"]["validation"][best],
@@ -180,12 +190,26 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     }
 
 
+def _trained(job: Job, folder: RunFolder, reporter: Reporter) -> Model:
+    from ..estimators.schedule import budget
+    from ..estimators.train import train
+
+    with reporter.bar("train", budget(job.config.train, job.config.rows_train).epochs, "epochs") as meter:
+        return train(
+            **training_arguments(job, folder),
+            folder=folder / "checkpoints",
+            logs=folder / "logs",
+            on_epoch=lambda epoch, train_loss, val_loss: meter(
+                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
+            ),
+        )
+
+
 def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
     """What `train` is given, but for its folder: the simulations that are there, the settings and the hardware."""
     from ..data.splits import held_out
-    from ..estimators.training import Hardware
 
-    config, local = job.config, job.config.local
+    config = job.config
     store = SimulationStore.open(folder / STORE)
     _refuse_invalid(store, config)
     return {
@@ -196,7 +220,7 @@ def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
         "training": config.train.training(),
         "observables": job.conditions,
         "seed": config.seed,
-        "hardware": Hardware(**{field.name: getattr(local, field.name) for field in fields(Hardware)}),
+        "hardware": job.config.local.hardware(),
     }
 
 
@@ -253,7 +277,7 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config = job.config
     if not job.checks:
         return {}
-    store = SimulationStore.open(folder / STORE)
+    store = SimulationStore.open(simulations_of(folder.path))  # the last rows: of rounds those of the last one
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
@@ -338,6 +362,7 @@ def _outside(posterior: Posterior, x: Arrays, reporter: Reporter) -> list[str]:
 
 
 def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:
+    from ..estimators.adaptive import refine_adaptively
     from ..estimators.importance import refine
 
     if not job.config.infer.refine:
@@ -350,12 +375,27 @@ def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | No
         parts = ({name: seen[name] for name in names} for names in (observables, context) if names)
         return known.log_likelihood(theta, *parts)
 
-    refined = refine(posterior, log_likelihood, job.observation, draws=job.config.infer.draws, seed=job.config.seed)
+    infer, seed = job.config.infer, job.config.seed
+    if isinstance(infer.refine, RefineConfig):
+        how = infer.refine
+        refined = refine_adaptively(
+            posterior,
+            log_likelihood,
+            job.observation,
+            method=how.method,
+            ess=how.ess or infer.draws,
+            likelihoods=how.likelihoods,
+            seconds=how.seconds,
+            seed=seed,
+        )
+    else:
+        refined = refine(posterior, log_likelihood, job.observation, draws=infer.draws, seed=seed)
     if refined.refusal:
         reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
     else:
         reporter.say(
-            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals, "
+            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals by {refined.method} "
+            f"({refined.likelihoods:,} likelihoods), "
             f"log evidence {refined.log_evidence:.3f} ± {refined.log_evidence_sd:.3f}"
         )
     return refined
@@ -391,7 +431,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("simulate", (), (STORE,), True, _simulate_inputs, _simulate, _more_rows),
-        Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train),
+        Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train, sometimes=(ROUNDS,)),
         Stage("diagnose", ("simulate", "train"), ("calibration.zarr",), False, _diagnose_inputs, _diagnose),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
         Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),

@@ -29,6 +29,7 @@ from .engine import Step, plan
 from .folder import STORE, RunFolder
 from .job import Job
 from .report import posterior_rows
+from .rounds import simulations_of
 from .stages import STAGES
 from .yaml_file import RECIPES, recipes
 
@@ -93,7 +94,7 @@ def show_status(path: Path) -> None:
         rows.append((name, state, f"{done.seconds:.1f} s" if done else ""))
     _table(f"Run {path}", ("stage", "state", "time"), rows)
     if (folder / STORE).exists():
-        show_campaign(SimulationStore.open(folder / STORE))
+        show_campaign(SimulationStore.open(simulations_of(folder.path)))
 
 
 def show_campaign(store: SimulationStore) -> None:
@@ -167,11 +168,12 @@ def _why(step: Step) -> str:
 def _sizes(job: Job) -> dict[str, str]:
     config = job.config
     row = 8 * job.prior.dim + sum(v.size * np.dtype(v.dtype).itemsize for v in job.simulator.observables)
-    draws = config.pairs * config.diagnose.draws
+    draws, rounds = config.pairs * config.diagnose.draws, config.train.rounds
     epochs = budget(config.train, config.rows_train).epochs
+    more = f"; {rounds - 1} rounds more, {config.simulate.rows * rounds:,} rows in all" if rounds > 1 else ""
     return {
         "simulate": f"{config.simulate.rows:,} rows, {_bytes(config.simulate.rows * row)} before compression",
-        "train": f"{config.simulate.rows - config.pairs:,} rows, at most {epochs} epochs",
+        "train": f"{config.simulate.rows - config.pairs:,} rows, at most {epochs} epochs{more}",
         "diagnose": f"{draws:,} draws, {_bytes(draws * 8 * (job.prior.dim + 1))}",
         "infer": f"{config.infer.draws:,} draws",
     }
@@ -189,8 +191,9 @@ def _guesses(job: Job) -> dict[str, str]:
     except Exception as error:  # the simulator's own; `run` will tell it in full
         return {"simulate": f"unknown: {textwrap.shorten(str(error), 200) or type(error).__name__}"}
     workers = config.local.workers if config.local.executor == "processes" else 1
-    training = _training_guess(job, draw.theta, x | draw.context)
-    return {"simulate": _duration(row * config.simulate.rows / workers), "train": "at most " + _duration(training)}
+    training, simulating = _training_guess(job, draw.theta, x | draw.context), row * config.simulate.rows / workers
+    training += (config.train.rounds - 1) * (simulating + (1 + config.train.rounds) / 2 * training)  # rows add up
+    return {"simulate": _duration(simulating), "train": "at most " + _duration(training)}
 
 
 def _timed(job: Job, rows: int) -> tuple[float, Draw, Arrays]:

@@ -11,15 +11,16 @@ from ..data.store import SimulationStore
 from ..simulators.campaign import retry, verify
 from ..simulators.trail import filling
 from .executors import make_executor
-from .folder import STORE, RunFolder, key_of
+from .folder import ROUNDS, STORE, RunFolder, key_of
 from .job import Job
 from .progress import Reporter
+from .rounds import simulations_of
 from .stages import STAGES
 
 
 def store_of(path: Path) -> SimulationStore:
-    """The store at ``path``, or of the run there."""
-    return SimulationStore.open(path / STORE if (path / "config.yaml").is_file() else path)
+    """The store at ``path``, or of the run there, all rounds included."""
+    return SimulationStore.open(simulations_of(path) if (path / "config.yaml").is_file() else path)
 
 
 def verify_or_repair(path: Path, *, repair: bool, reporter: Reporter) -> None:
@@ -29,10 +30,17 @@ def verify_or_repair(path: Path, *, repair: bool, reporter: Reporter) -> None:
         CorruptStoreError: Something is damaged, and is not to be repaired.
         StoreError: It cannot be repaired: it was merged or imported, or is being filled.
     """
-    store = store_of(path)
+    stores = [store_of(path)]
+    if stores[0].path.parent.name == ROUNDS and stores[0].path != path:  # its first rows are those of the run's own
+        stores.insert(0, SimulationStore.open(path / STORE))
+    for store in stores:
+        _verify_or_repair(store, RunFolder(path) if store.path != path else None, repair=repair, reporter=reporter)
+
+
+def _verify_or_repair(store: SimulationStore, run: RunFolder | None, *, repair: bool, reporter: Reporter) -> None:
     damaged = sorted({damage.shard for damage in store.damages()}) if repair else []
     if damaged:
-        _repair(store, damaged, RunFolder(path) if store.path != path else None, reporter)
+        _repair(store, damaged, run, reporter)
     verify(store)
     counts = ", ".join(f"{n:,} {name}" for name, n in store.counts().items() if n)
     reporter.say(f"{store.path}: every byte that is marked done is whole ({counts})")
@@ -80,8 +88,9 @@ def _repair(store: SimulationStore, damaged: list[int], run: RunFolder | None, r
             "remove it and make it again from what it was made of"
         )
     with run.in_use() if run else nullcontext(), filling(store, alone=True):
-        if run and (done := run.done("simulate")):
-            run.begin("simulate", done.fingerprint, done.inputs)
+        stage = "train" if store.path.parent.name == ROUNDS else "simulate"  # the one that fills it
+        if run and (done := run.done(stage)):
+            run.begin(stage, done.fingerprint, done.inputs)
         for shard in damaged:
             store.discard(shard)
             reporter.say(f"shard {shard} was damaged and is pending again")
@@ -97,4 +106,4 @@ def _outdate(job: Job, folder: RunFolder, attempt: int, reporter: Reporter) -> N
         if name != "simulate":
             if folder.done(name):
                 reporter.say(f"{name}: was made without the rows to be mended; set aside in {folder / 'superseded'}")
-            folder.retire(name, stage.outputs, f"before-retry{attempt}")
+            folder.retire(name, stage.everything, f"before-retry{attempt}")

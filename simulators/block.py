@@ -74,6 +74,7 @@ class BlockSimulator:
         seed: Root of all randomness.
         protection: Against rows that fail.
         context: Of the known nuisance; None where there is none.
+        theta: Of the block, where it is not to be drawn from the prior.
 
     Attributes:
         crashed: Whether any call took its child process with it.
@@ -86,8 +87,9 @@ class BlockSimulator:
         seed: int | tuple[int, ...],
         protection: Protection,
         context: ContextPrior | None = None,
+        theta: np.ndarray | None = None,
     ) -> None:
-        self.simulator, self.prior, self.context = simulator, prior, context
+        self.simulator, self.prior, self.context, self.theta = simulator, prior, context, theta
         self.seed, self.protection = seed, protection
         self.crashed = False
 
@@ -95,7 +97,7 @@ class BlockSimulator:
         """theta, context, u and group of a block, and the generator for its noise."""
         rng, rows, simulator = self._generator(block.key), block.length, self.simulator
         size = group_size_of(simulator)
-        theta = draw_theta(self.prior, rows, size, rng)
+        theta = draw_theta(self.prior, rows, size, rng) if self.theta is None else self.theta
         context = self.context.draw(rows, rng) if self.context else {}
         u = simulator.sample_u(rows, rng) if isinstance(simulator, HasBaseNumbers) else None
         group = np.arange(block.rows.start, block.rows.stop) // size if size > 1 else None

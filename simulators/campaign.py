@@ -22,6 +22,7 @@ from ..data import registry
 from ..data.errors import CorruptStoreError, SimulatorError, StoreError, UnsupportedError
 from ..data.files import fingerprint
 from ..data.layout import Block, Layout
+from ..data.proposals import proposed, require_no_proposals, verify_proposals
 from ..data.records import FAILED, INVALID, NOTHING, PENDING, STATUS, TIMEOUT, Records, Schema
 from ..data.store import SimulationStore
 from .base import ContextPrior, HasBaseNumbers, Simulator, context_of, describe
@@ -129,7 +130,8 @@ class FillShard:
         suspect = trail.suspects(block)
         trail.begin(block)
         protection = replace(self.protection, isolate=self.protection.isolate or suspect or trail.fragile)
-        simulate = BlockSimulator(simulator, self.prior, self.seed, protection, self.context)
+        theta = proposed(store, block.rows)
+        simulate = BlockSimulator(simulator, self.prior, self.seed, protection, self.context, theta)
         records = simulate.again(block, known, redo, self.attempt) if known is not None and redo else simulate(block)
         if suspect and simulate.crashed:
             trail.mark_fragile()
@@ -263,6 +265,7 @@ def verify(store: SimulationStore, prior: Prior | None = None) -> None:
         CorruptStoreError: Naming what is damaged.
     """
     store.verify()
+    verify_proposals(store)
     campaign = store.attributes["campaign"]
     if fingerprint(campaign) != store.attributes["campaign_hash"]:
         raise CorruptStoreError(f"the attributes of {store.path} were changed: `campaign` does not fit `campaign_hash`")
@@ -273,11 +276,13 @@ def verify(store: SimulationStore, prior: Prior | None = None) -> None:
         for block in store.layout.blocks(shard):
             theta = store.read_array("theta", block.rows)
             rng = np.random.default_rng(np.random.SeedSequence(campaign["seed"], spawn_key=block.key))
-            drawn = draw_theta(prior, block.length, size, rng)
+            given = proposed(store, block.rows)
+            drawn = draw_theta(prior, block.length, size, rng) if given is None else given
             pending = store.read_array("status", block.rows) == PENDING
             if not np.allclose(theta[~pending], drawn[~pending], rtol=1e-9, atol=1e-12):
                 raise CorruptStoreError(
-                    f"shard {shard} of {store.path}: theta of block {block.key} is not what seed {campaign['seed']} draws"
+                    f"shard {shard} of {store.path}: theta of block {block.key} is not what "
+                    + (f"seed {campaign['seed']} draws" if given is None else "was proposed")
                 )
 
 
@@ -363,6 +368,7 @@ def _grow(own: dict[str, Any], rows: int, path: Path) -> None:
         )
     _require_same(own, theirs, path)
     if rows > store.rows:
+        require_no_proposals(store, "extended by draws of the prior")
         with filling(store, alone=True):
             store = SimulationStore.open(path)
             store.extend(max(rows, store.rows))

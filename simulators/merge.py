@@ -13,6 +13,7 @@ import numpy as np
 from ..data.building import bounded_layout, new_store
 from ..data.errors import ShapeError, StoreError
 from ..data.files import fingerprint
+from ..data.proposals import require_no_proposals
 from ..data.records import Records
 from ..data.store import SimulationStore, require_finished
 
@@ -44,6 +45,7 @@ def merge(
     stores = [SimulationStore.open(path) for path in paths]
     for store in stores:
         require_finished(store)
+        require_no_proposals(store, "merged")
         _require_same_model(stores[0], store)
     origins = [origin for store in stores for origin in _origins(store)]
     _require_distinct(origins)

@@ -76,11 +76,6 @@ class Prior:
         return len(self.names)
 
     @property
-    def normal(self) -> bool:
-        """Whether z ~ N(0, I) under it, exactly."""
-        return all(part.normal for part in self._parts)
-
-    @property
     def variables(self) -> Variables:
         """The parameters with their units, labels and support."""
         return Variables(
@@ -89,6 +84,11 @@ class Prior:
             )
             for name, low, high in zip(self.names, self._low.tolist(), self._high.tolist(), strict=True)
         )
+
+    @property
+    def normal(self) -> bool:
+        """Whether z ~ N(0, I) under the prior, as it is unless a class of the user's own has no cdf."""
+        return all(part.normal for part in self._parts)
 
     def sample(self, rows: int, rng: np.random.Generator) -> Float[np.ndarray, "rows parameter"]:
         """Independent draws, float64, a function of ``rng`` alone: the image of standard normal draws."""

@@ -38,7 +38,7 @@ class Exact(nn.Module):
         super().__init__()
         self.prior, self.weight = prior, nn.Parameter(torch.zeros(()))
 
-    def prepare(self, x: dict[str, Tensor]) -> Tensor:
+    def encode(self, x: dict[str, Tensor]) -> Tensor:
         return torch.cat([x["x"], x["exposure"][:, None]], 1).double()
 
     def log_factor(self, z: Tensor, prepared: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ SETTINGS = {
     "cnf": EstimatorSettings(flow=FlowSettings(kind="cnf", hidden=(16, 16)), embedding=SMALL),
     "gmm": EstimatorSettings(flow=FlowSettings(kind="gmm", components=3, hidden=(16,)), embedding=SMALL),
     "fmpe": EstimatorSettings(method="fmpe", field=FieldSettings(hidden=32, blocks=2), embedding=SMALL),
+    "maf, scale of the rows": EstimatorSettings(
+        flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL, scale="rows"
+    ),
     "nsf, no embedding": EstimatorSettings(
         flow=FlowSettings(transforms=1, hidden=(16,)), embedding=EmbeddingSettings(kind="none")
     ),

@@ -58,6 +58,37 @@ def test_draws_become_exact_and_both_posteriors_are_kept(tmp_path: Path) -> None
     assert "importance sampling" in run.report.read_text(encoding="utf-8")
 
 
+class Narrow(Line):
+    """Far narrower than the network learns in two epochs: plain importance is refused."""
+
+    def log_likelihood(self, theta, x, context=None):
+        return scipy.stats.norm.logpdf(x["x"], theta, 2e-3).sum(1)
+
+
+@pytest.mark.parametrize("method", ["adaptive", "smc"])
+def test_where_importance_is_refused_adaptation_goes_on(tmp_path: Path, method: str) -> None:
+    plain = {"method": "importance", "ess": 2000, "likelihoods": 20_000}
+    config = {**CONFIG, "infer": {**CONFIG["infer"], "refine": plain}}
+    run = simfer.run(config, simulator=Narrow(), workdir=tmp_path / "run", quiet=True)
+    assert not run.summary["refine"]["accepted"]
+    assert run.summary["verdict"] == "fail"
+    assert "do not use them" in run.report.read_text(encoding="utf-8")
+    run = simfer.run(
+        {**config, "infer": {**CONFIG["infer"], "refine": method}},
+        simulator=Narrow(),
+        workdir=tmp_path / "run",
+        quiet=True,
+    )
+    found = run.summary["refine"]
+    assert found["accepted"]
+    assert found["ess"] >= 4000
+    assert found["likelihoods"] <= 200_000
+    evidence = scipy.stats.norm.logpdf(1.0, 0, np.sqrt(1 + 2e-3**2))
+    assert abs(found["log_evidence"] - evidence) < 4 * found["log_evidence_sd"]
+    assert run.summary["posterior"]["a"]["sd"] == pytest.approx(2e-3, rel=0.1)
+    assert "not to be trusted" in run.report.read_text(encoding="utf-8")
+
+
 class WithoutContext(Line):
     def log_likelihood(self, theta, x):
         return scipy.stats.norm.logpdf(x["x"], theta, 0.5).sum(1)
