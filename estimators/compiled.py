@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Literal
 
 import torch
@@ -114,7 +115,7 @@ class Compilation:
             return
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache()))
         started, before = time.perf_counter(), record.read()
-        self._patch(trial.estimator)
+        run = self._patch(trial.estimator)
         _, loss = trial.step()
         compiling = time.perf_counter() - started
         cached = before is not None and before.measured
@@ -122,6 +123,7 @@ class Compilation:
         record.keep(measured)
         if not abs(loss - expected) <= _TOLERANCE * max(1.0, abs(expected)):
             raise ArithmeticError(f"its loss was {loss}, uncompiled {expected}")
+        run.tried = True
         if measured.compiled >= measured.eager and self.when == "auto":
             self.undo()
         logger.info(
@@ -130,12 +132,37 @@ class Compilation:
             "used" if self.active else "not used",
         )
 
-    def _patch(self, estimator: Estimator) -> None:
-        run = torch.compile(_forward, dynamic=False, fullgraph=True)
+    def _patch(self, estimator: Estimator) -> _Run:
+        run = _Run()
         for lazy in _transforms(estimator):
             lazy.forward = partial(_Compiled, lazy, run)
             self._patched.append(lazy)
         self.active = True
+        return run
+
+
+class _Run:
+    """`_forward`, compiled; and as it is from the first failure after it was tried.
+
+    The compiler keeps what it made with a function's code and makes so many versions of it, so that each training needs a
+    copy of its own.
+    """
+
+    def __init__(self) -> None:
+        own = FunctionType(_forward.__code__.replace(), _forward.__globals__, closure=_forward.__closure__)
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = torch.compile(own, dynamic=False, fullgraph=True)
+        self.tried = False
+
+    def __call__(self, lazy: LazyTransform, context: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._compiled is not None:
+            try:
+                return self._compiled(lazy, context, x)
+            except Exception as error:
+                if not self.tried:
+                    raise
+                self._compiled = None
+                logger.warning("compile: training goes on without, `torch.compile` failed: %s", _first_line(error))
+        return _forward(lazy, context, x)
 
 
 class _Compiled(Transform):
@@ -144,7 +171,7 @@ class _Compiled(Transform):
     domain = codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, lazy: LazyTransform, run: Callable[..., tuple[Tensor, Tensor]], context: Tensor | None) -> None:
+    def __init__(self, lazy: LazyTransform, run: _Run, context: Tensor | None) -> None:
         super().__init__()
         self._lazy, self._run, self._given = lazy, run, context
 

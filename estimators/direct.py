@@ -145,7 +145,9 @@ class DirectPosterior(Posterior):
 
     def _with_log_prob(self, draws: int, context: Tensor) -> tuple[Tensor, Tensor]:
         flow = self.estimator.density(context)
-        if not flow.has_rsample:  # a mixture whose weights are a function of x
+        if not (
+            flow.has_rsample and hasattr(flow, "rsample_and_log_prob")
+        ):  # weights that are a function of x; torch's
             theta = self._theta(flow.sample((draws,)))
             return theta, log_prob(self.estimator, theta, context)
         z, lp = flow.rsample_and_log_prob((draws,))

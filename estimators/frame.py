@@ -66,6 +66,7 @@ class Framed:
     def __init__(self, density: Any, frame: Frame) -> None:
         self.density, self.frame = density, frame
         self.has_rsample: bool = density.has_rsample
+        self.batch_shape, self.event_shape = density.batch_shape, density.event_shape
         if hasattr(density, "rsample_and_log_prob"):
             self.rsample_and_log_prob = self._rsample_and_log_prob
 

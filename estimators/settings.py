@@ -20,6 +20,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from ..data.errors import did_you_mean
 
@@ -146,7 +147,7 @@ class NetworkSettings(Settings):
         arguments: Of the constructor of a class of your own, behind the shape.
     """
 
-    kind: str | InstanceOf[NamedModule] = "mlp"
+    kind: str | SkipJsonSchema[InstanceOf[NamedModule]] = "mlp"
     features: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 64)
     channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)

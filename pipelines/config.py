@@ -271,7 +271,8 @@ class LocalConfig(Settings):
         strategy: Of the Lightning Trainer.
         precision: Of the Lightning Trainer.
         threads: torch threads; ``auto`` takes one for small networks and measures for large ones.
-        compile: ``torch.compile``, ``always``, ``never``, or where it takes less time than it saves.
+        compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
+            decides depends on the clock, so that two runs, or a resumed one, may differ by rounding.
         loggers: Where losses go besides CSV and TensorBoard: ``wandb``, ``mlflow``.
         memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
@@ -284,7 +285,7 @@ class LocalConfig(Settings):
     strategy: str = "auto"
     precision: str = "32-true"
     threads: PositiveInt | Literal["auto"] = "auto"
-    compile: Literal["auto", "always", "never"] = "auto"
+    compile: Literal["auto", "always", "never"] = "never"
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
 

@@ -67,6 +67,7 @@ class Prior:
         self.names = _ordered([name for entry in self._entries for name in entry.names], order)
         self._parts = make_parts(self._entries, list(self.names))
         self._order = torch.argsort(torch.cat([part.index for part in self._parts]))
+        self._in_order = torch.equal(self._order, torch.arange(self.dim))
         sides = zip(*(part.bounds() for part in self._parts), strict=True)
         self._low, self._high = (torch.cat(side)[self._order] for side in sides)
         self._check_scales()
@@ -258,7 +259,8 @@ class Prior:
                 )
 
     def _gather(self, columns: list[Tensor]) -> Tensor:
-        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)[..., self._order.to(columns[0].device)]
+        together = columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+        return together if self._in_order else together[..., self._order.to(together.device)]
 
 
 def _unpickled(described: dict[str, dict[str, Any]]) -> Prior:

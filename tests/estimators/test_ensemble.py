@@ -170,9 +170,10 @@ def test_stratified_draws_take_each_member_as_often_as_its_weight_to_within_one(
     assert members.float().diff(dim=1).abs().sum() > 0  # rows have orders of their own
 
 
-def test_gradient_of_rsample_is_that_of_the_mixture(line) -> None:
+@pytest.mark.parametrize("name", ["maf", "gmm"])
+def test_gradient_of_rsample_is_that_of_the_mixture(line, name: str) -> None:
     """d E[z] / dx by stratified draws, against finite differences of the mean over a grid."""
-    made = weighted(line, [0.5, 0.4, 0.1])
+    made = weighted(line, [0.5, 0.4, 0.1], name)
     x = torch.tensor([[0.4, -0.2]], requires_grad=True)
     with seeded(0):
         z = made.density(made.condition({"x": x})).rsample((20_000,))
@@ -202,12 +203,6 @@ def test_strata_are_draws_of_every_member(line, batch: Batch) -> None:
         assert ((z[:, :, k].mean(0) - own.mean(0)).abs() < 6 * own.std(0) / 3000**0.5).all()
     assert (z.diff(dim=2).abs() > 0).all()  # no two members share their noise
     torch.autograd.grad(z.sum(), list(made.member.parameters()))
-
-
-def test_an_ensemble_of_what_has_no_gradient_is_refused_by_name(line) -> None:
-    posterior = ensemble(line, "gmm").posterior(line.prior)
-    with pytest.raises(UnsupportedError, match="`gmm` has none"):
-        posterior.rsample((3,), torch.zeros(1, 2))
 
 
 def test_stacking_finds_the_known_weights() -> None:

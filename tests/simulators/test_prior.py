@@ -202,6 +202,16 @@ def test_json_and_pickle_round_trip(family: str) -> None:
     assert pickle.loads(pickle.dumps(prior)) == prior
 
 
+def test_an_override_changes_its_own_parameter_alone() -> None:
+    prior = Prior({"a": D.Uniform(0.0, 1.0), "b": D.Uniform(10.0, 11.0)}).replace(
+        {"a": {"dist": "Uniform", "low": 2.0, "high": 3.0}}
+    )
+    theta = prior.sample(100, np.random.default_rng(0))
+    assert ((theta > (2.0, 10.0)) & (theta < (3.0, 11.0))).all()
+    assert prior.log_prob(torch.from_numpy(theta)).eq(0).all()
+    torch.testing.assert_close(prior.from_unconstrained(prior.to_unconstrained(torch.from_numpy(theta))).numpy(), theta)
+
+
 def test_families_mix_in_the_order_given() -> None:
     names = list(EXAMPLES)
     prior = Prior(EXAMPLES)
