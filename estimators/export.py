@@ -145,8 +145,10 @@ def _on_cpu(model: Model) -> Any:
     copied = copy.deepcopy(estimator).cpu().eval().requires_grad_(False)
     density = copied.density(copied.condition(_example(copied, 1)))
     if not _is_one_pass(density):
+        settings = estimator.settings
+        what = settings.flow.kind if settings.method == "npe" else settings.method
         raise UnsupportedError(
-            f"`export` needs one flow of one pass, or one mixture; `{estimator.settings.flow.kind}` gives a "
+            f"`export` needs one flow of one pass, or one mixture; `{what}` gives a "
             f"{type(density).__name__}: use a single nsf or maf"
         )
     return copied

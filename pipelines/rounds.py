@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.splits import held_out
 from ..data.store import SimulationStore
 from ..simulators.block import group_size_of
-from ..simulators.campaign import simulate
-from .executors import make_executor
+from .filling import fill
 from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
@@ -59,32 +58,12 @@ def simulations_of(run: Path) -> Path:
 
 
 def _fill(job: Job, path: Path, reporter: Reporter) -> SimulationStore:
-    store, config = SimulationStore.open(path), job.config
+    store = SimulationStore.open(path)
     pending = sum(map(store.layout.shard_length, store.pending_shards()))
     if not pending:
         return store
     with reporter.bar("simulate", pending, "rows") as meter:
-        first = True
-
-        def advance(rows: int) -> None:
-            nonlocal first
-            if not first:
-                meter(rows)
-            first = False
-
-        return simulate(
-            job.simulator,
-            store.rows,
-            path,
-            seed=config.seed,
-            prior=job.prior,
-            context=job.context,
-            executor=make_executor(config.local),
-            on_invalid=config.simulate.on_invalid,
-            protection=job.protection,
-            reference=job.reference,
-            progress=advance,
-        )
+        return fill(job, path, store.rows, progress=meter)
 
 
 def _fit(job: Job, folder: RunFolder, store: SimulationStore, number: int, own: Path, reporter: Reporter) -> Model:

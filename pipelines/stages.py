@@ -14,10 +14,11 @@ from ..data.files import remove
 from ..data.store import SimulationStore
 from ..data.variables import Arrays, Variables
 from ..simulators.base import HasLikelihood
-from ..simulators.campaign import identity, simulate
+from ..simulators.campaign import identity
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from .config import Config, RefineConfig
+from .filling import fill
 from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
@@ -76,27 +77,12 @@ def _more_rows(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
-    from .executors import make_executor
-
     config = job.config
     if isinstance(job.simulator, Imported):
         return _import(job.simulator, config, folder, reporter)
     with reporter.bar("simulate", config.simulate.rows, "rows") as meter:
-        advance = _first_is_skipped(meter.skip, meter)
-        store = simulate(
-            job.simulator,
-            config.simulate.rows,
-            folder / STORE,
-            seed=config.seed,
-            prior=job.prior,
-            context=job.context,
-            executor=make_executor(config.local),
-            on_invalid=config.simulate.on_invalid,
-            protection=job.protection,
-            block=config.simulate.block,
-            reference=job.reference,
-            progress=advance,
-        )
+        rows, block = config.simulate.rows, config.simulate.block
+        store = fill(job, folder / STORE, rows, block=block, there=meter.skip, progress=meter)
     return _counted(store, reporter, config.simulate.on_invalid)
 
 
@@ -130,18 +116,6 @@ def _counted(store: SimulationStore, reporter: Reporter, on_invalid: str) -> Num
         )
     reasons = {"reasons": {reason: n for reason, (n, _) in found.reasons.items()}} if bad else {}
     return {"rows": store.rows, **{f"rows_{name}": n for name, n in found.counts.items()}, **reasons}
-
-
-def _first_is_skipped(skip: Callable[[int], None], advance: Callable[[int], None]) -> Callable[[int], None]:
-    """A campaign first reports what was there before it began."""
-    first = True
-
-    def report(rows: int) -> None:
-        nonlocal first
-        (skip if first else advance)(rows)
-        first = False
-
-    return report
 
 
 def _train_inputs(job: Job) -> dict[str, Any]:
