@@ -28,7 +28,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, LambdaCallback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.distributions import Distribution
@@ -269,9 +269,9 @@ def train_estimator(
         steps, rate = numbers.epochs * data.steps_per_epoch, numbers.learning_rate
         module = TrainingModule(estimator, settings, steps, rate, tuning=tuning, folder=kept, name_rows=name_rows)
         loggers = make_loggers(hardware.loggers, logs or folder) if logs or hardware.loggers else []
-        interruption = stack.enter_context(_interruptible())
-        trainer = _trainer(folder, settings, numbers.epochs, hardware, [losses, interruption], loggers)
+        trainer = _trainer(folder, settings, numbers.epochs, hardware, [losses], loggers)
         last = folder / _LAST
+        stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
     estimator.cpu().load_state_dict(losses.best)
     with _quiet():
@@ -479,33 +479,17 @@ def _readable(checkpoint: Path) -> Path:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callback]:
-    """Let Ctrl-C be a KeyboardInterrupt: Lightning ignores further ones and turns it into SystemExit.
-
-    Yields a callback that raises it at the next batch where some code in between has swallowed it.
-    """
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Lightning ignores further ones and turns it into SystemExit."""
     main = threading.current_thread() is threading.main_thread()
-    before, pressed = signal.getsignal(signal.SIGINT) if main else None, threading.Event()
-
-    def press(number: int, frame: Any) -> None:
-        pressed.set()
-        assert callable(before)
-        before(number, frame)
-
-    if callable(before):
-        signal.signal(signal.SIGINT, press)
+    before = signal.getsignal(signal.SIGINT) if main else None
     try:
-        yield LambdaCallback(on_train_batch_start=lambda *_: _raise_if(pressed))
+        yield
     except SystemExit as error:
         raise KeyboardInterrupt from error
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
-
-
-def _raise_if(pressed: threading.Event) -> None:
-    if pressed.is_set():
-        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def finish(folder: Path, *extra: str) -> Run:
     run = simfer.load(folder / "run")
     assert isinstance(run, Run)
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sigint_is_heard() -> Iterator[None]:
+    """A shell's background jobs ignore it, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
