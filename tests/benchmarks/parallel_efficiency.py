@@ -3,7 +3,7 @@
 Efficiency is rows · 20 ms / (workers · time), the workers' start included; the simulator sleeps, so that the cores of a
 busy machine do not matter. Prints one table.
 
-    python tests/benchmarks/parallel_efficiency.py [--rows 6000]
+    python tests/benchmarks/parallel_efficiency.py [--rows 20000]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Slow(TwoMoons):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--rows", type=int, default=20_000)
     rows = parser.parse_args().rows
     ways: dict[str, tuple[int, Executor, Protection]] = {
         "inline": (1, Inline(), Protection()),
