@@ -32,6 +32,7 @@ from .continuous import ContinuousDistribution, ContinuousFlow
 from .direct import DirectPosterior
 from .embeddings import build_embedding
 from .noise import combine, key_of_rows, uniform
+from .precision import full_precision
 from .preprocess import build_preprocess
 from .settings import EstimatorSettings
 
@@ -82,7 +83,9 @@ class FMPE(Estimator):
         t, start = self._path(batch.theta)
         end = self.prior.to_unconstrained(batch.theta)
         between = t * end + (1 - rate * t) * start
-        velocity = self.flow.field(between.float(), t.float(), self.condition(batch.x))
+        context = self.condition(batch.x).float()
+        with full_precision(context):
+            velocity = self.flow.field(between.float(), t.float(), context)
         return (velocity - (end - rate * start)).square().mean((0, 2))
 
     def posterior(self, prior: Prior) -> DirectPosterior:

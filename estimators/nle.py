@@ -36,6 +36,7 @@ from .mcmc import MCMCPosterior, mcmc_posterior
 from .networks import ValidityLogit
 from .noise import combine, uniform
 from .potential import rowwise
+from .precision import full_precision
 from .preprocess import Preprocess
 from .settings import EmbeddingSettings, EstimatorSettings
 
@@ -90,7 +91,8 @@ class NLE(Estimator):
         noise = uniform(combine(self.seed, step), batch.rows * sum(sizes)).reshape(batch.rows, -1)
         within, instead = noise.split(sizes, 1)
         prepared = self._prepared(batch.x, within, torch.special.ndtri(instead))
-        return -self.log_factor(self.prior.to_unconstrained(batch.theta).float(), prepared)
+        with full_precision(prepared):
+            return -self.log_factor(self.prior.to_unconstrained(batch.theta).float(), prepared)
 
     def log_likelihood(
         self, theta: Float[Tensor, "rows parameter"], x: XLike, *, iid: bool = False

@@ -26,6 +26,7 @@ from .direct import DirectPosterior, latents, with_latents
 from .embeddings import build_embedding
 from .flows import build_flow
 from .frame import Frame, Framed
+from .precision import full_precision
 from .preprocess import build_preprocess
 from .settings import EstimatorSettings
 
@@ -61,7 +62,9 @@ class NPE(Estimator):
 
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:
         z, log_abs_det = latents(self.prior, batch)
-        return -(self.density(self.condition(batch.x)).log_prob(z).double() + log_abs_det)
+        context = self.condition(batch.x).float()
+        with full_precision(context):
+            return -(self.density(context).log_prob(z).double() + log_abs_det)
 
     def posterior(self, prior: Prior) -> DirectPosterior:
         if prior != self.prior:

@@ -40,6 +40,7 @@ from .embeddings import build_embedding
 from .mcmc import MCMCPosterior, mcmc_posterior
 from .networks import ResidualNetwork, ValidityLogit
 from .potential import rowwise
+from .precision import full_precision
 from .preprocess import build_preprocess
 from .settings import EstimatorSettings, RatioSettings
 
@@ -63,11 +64,12 @@ class NRE(Estimator):
         self.preprocess.fit_parts(lambda: (batch.x for batch in portions))
 
     def loss(self, batch: Batch) -> Float[Tensor, "rows"]:
-        z, features = self.prior.to_unconstrained(batch.theta).float(), self.embedding(self.preprocess(batch.x))
+        z, features = self.prior.to_unconstrained(batch.theta).float(), self.embedding(self.preprocess(batch.x)).float()
         ratio = self.settings.ratio
         contrasts = rolled(z, ratio.contrasts if ratio.kind == "contrastive" else 1)
-        joint, others = self._logit(z, features), self._logit(contrasts, features)
-        return _LOSSES[ratio.kind](joint, others, ratio)
+        with full_precision(features):
+            joint, others = self._logit(z, features), self._logit(contrasts, features)
+            return _LOSSES[ratio.kind](joint, others, ratio)
 
     def log_ratio(
         self, theta: Float[Tensor, "rows parameter"], x: XLike, *, iid: bool = False

@@ -2,26 +2,34 @@
 
 Every estimator is trained with its defaults on the same rows, one thread; 10,000 draws at each of the observations 1-5 are
 compared with the benchmark's reference draws in its own protocol (scikit-learn's classifier, both sets z-scored by the
-reference). ``exact`` compares the halves of the reference draws with each other. Draws and figures are kept in FOLDER as
-they are made, and what is there is not made again: C2ST alone takes up to three minutes an observation.
+reference). ``exact`` compares the halves of the reference draws with each other. ``best`` is, task by task, the one of ours
+with the largest log density of the true parameters of 200 held-out rows; that of a likelihood is normalised by importance
+sampling from npe's posterior. Draws and figures are kept in FOLDER as they are made, and what is there is not made again.
+C2ST alone takes up to three minutes an observation with scikit-learn, which ``--device cuda`` replaces by `c2st_batched`,
+all problems at once in a minute.
 
-python tests/benchmarks/c2st.py FOLDER [--methods npe sbi] [--tasks slcp] [--observations 5] [--package UNPACKED sbibm]
+python tests/benchmarks/c2st.py FOLDER [--methods npe sbi] [--tasks slcp] [--jobs 2] [--package UNPACKED sbibm]
+python tests/benchmarks/c2st.py FOLDER --table [--rows 10000]
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from c2st_batched import c2st as batched_c2st  # type: ignore[import-not-found]  # beside this script
 from sbi.inference import NPE
 from sbi.inference.posteriors import DirectPosterior
-from sbibm_tasks import TASKS, reference_draws, unpacked  # type: ignore[import-not-found]  # beside this script
+from sbibm_tasks import TASKS, reference_draws, unpacked  # type: ignore[import-not-found]
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 
@@ -30,28 +38,79 @@ from simfer.estimators.settings import EstimatorSettings
 from simfer.simulators import benchmark
 from simfer.simulators.campaign import Reference
 
-DRAWS, HELD_OUT = 10_000, 1000
+DRAWS, HELD_OUT, PROPOSALS = 10_000, 200, 1000
 PUBLISHED = Path(__file__).with_name("sbibm_published_c2st.csv")
-COLUMNS = ("task", "method", "rows", "observation", "c2st", "held_out", "train_s", "sample_s")
+COLUMNS = ("task", "method", "rows", "observation", "c2st")
+FACTS = ("held_out", "train_s", "sample_s")
+OURS = {name: EstimatorSettings(method=name) for name in ("npe", "nle", "fmpe", "nre")}
+METHODS = (*OURS, "sbi")
 
 Sampler = Callable[[np.ndarray], np.ndarray]
 LogProb = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def simfers(method: str, simulator: Any, theta: np.ndarray, x: np.ndarray) -> tuple[Sampler, LogProb]:
-    posterior = simfer.train(theta, x, simulator.prior, estimator=EstimatorSettings(method=method)).posterior
+class Cell(NamedTuple):
+    """One entry of the table, before the mean over observations."""
 
-    def log_prob(at: np.ndarray, given: np.ndarray) -> np.ndarray:
-        return posterior.log_prob_batched(torch.from_numpy(at)[None], given)[0].numpy()
+    task: str
+    method: str
+    rows: int
+    observation: int
 
-    return lambda observed: posterior.sample((DRAWS,), observed, seed=1).numpy(), log_prob
+
+class Simulations(NamedTuple):
+    """Of which ``held`` are not for learning."""
+
+    simulator: Any
+    theta: np.ndarray
+    x: np.ndarray
+    held: tuple[np.ndarray, np.ndarray]
 
 
-def sbis(simulator: Any, theta: np.ndarray, x: np.ndarray) -> tuple[Sampler, LogProb]:
+def simulations(task: str, rows: int) -> Simulations:
+    simulator: Any = Reference(task).load()
+    rng = np.random.default_rng(2024)
+    theta = simulator.prior.sample(rows + 5 * HELD_OUT, rng)
+    x = simulator.simulate(theta, rng)["x"]
+    good, learn = np.isfinite(x).all(1), np.arange(len(x)) < rows
+    held = np.flatnonzero(good & ~learn)[:HELD_OUT]
+    return Simulations(simulator, theta[good & learn], x[good & learn], (theta[held], x[held]))
+
+
+def simfers(method: str, seen: Simulations, folder: Path) -> tuple[Sampler, LogProb | None]:
+    model = simfer.train(seen.theta, seen.x, seen.simulator.prior, estimator=OURS[method])
+    model.save(folder)
+    posterior = model.posterior
+
+    def log_prob(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return posterior.log_prob_batched(torch.from_numpy(theta)[None], x)[0].numpy()
+
+    def sample(observed: np.ndarray) -> np.ndarray:
+        return posterior.sample((DRAWS,), observed, seed=1).numpy()
+
+    return sample, log_prob if posterior.normalised else None
+
+
+def normalised_log_prob(likelihood: Path, proposal: Path, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Of a posterior by Markov chains, from draws of one that is a density.
+
+    The true theta counts among the draws, so that the normalisation is rather overestimated: no flattery where q is narrow.
+    """
+    target, q = (simfer.load(folder).posterior for folder in (likelihood, proposal))
+    found = []
+    for at, given in zip(np.array_split(theta, 10), np.array_split(x, 10), strict=True):
+        points = torch.cat([torch.from_numpy(at)[None], q.sample_batched((PROPOSALS,), given, seed=1)])
+        log_p, log_q = (density.log_prob_batched(points, given) for density in (target, q))
+        found.append(log_p[0] - torch.logsumexp(log_p - log_q, 0) + np.log(len(points)))
+    return torch.cat(found).numpy()
+
+
+def sbis(seen: Simulations) -> tuple[Sampler, LogProb]:
     torch.manual_seed(1)
-    trainer = NPE(simulator.prior.torch, density_estimator="nsf", show_progress_bars=False)
-    density = trainer.append_simulations(*(torch.from_numpy(part).float() for part in (theta, x))).train()
-    posterior = DirectPosterior(density, simulator.prior.torch)
+    prior = seen.simulator.prior.torch
+    trainer = NPE(prior, density_estimator="nsf", show_progress_bars=False)
+    density = trainer.append_simulations(*(torch.from_numpy(part).float() for part in (seen.theta, seen.x))).train()
+    posterior = DirectPosterior(density, prior)
 
     def log_prob(at: np.ndarray, given: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -64,25 +123,31 @@ def sbis(simulator: Any, theta: np.ndarray, x: np.ndarray) -> tuple[Sampler, Log
     return sample, log_prob
 
 
-def draw(task: str, method: str, rows: int, observations: int, file: Path) -> None:
+def draw(task: str, method: str, rows: int, file: Path) -> str:
     """Train, draw at every observation and keep the draws."""
-    simulator: Any = Reference(task).load()
-    rng = np.random.default_rng(2024)
-    theta = simulator.prior.sample(rows + HELD_OUT, rng)
-    x = simulator.simulate(theta, rng)["x"]
-    good = np.isfinite(x).all(1)
-    learn, held = good & (np.arange(len(x)) < rows), good & (np.arange(len(x)) >= rows)
-    started = time.perf_counter()
-    how = sbis if method == "sbi" else lambda *args: simfers(method, *args)
-    sample, log_prob = how(simulator, theta[learn], x[learn])
+    torch.set_num_threads(1)
+    seen, started = simulations(task, rows), time.perf_counter()
+    sample, log_prob = sbis(seen) if method == "sbi" else simfers(method, seen, file.with_suffix(""))
     trained = time.perf_counter()
     shipped = benchmark.observations(task)
-    draws = [sample(np.array(shipped[f"observation_{k}"]["x"])[None]) for k in range(1, observations + 1)]
-    sampled = time.perf_counter()
-    facts = [log_prob(theta[held], x[held]).mean(), trained - started, (sampled - trained) / observations]
+    draws = [sample(np.array(shipped[f"observation_{k}"]["x"])[None]) for k in range(1, 6)]
+    facts = {"train_s": trained - started, "sample_s": (time.perf_counter() - trained) / len(draws)}
+    facts["held_out"] = float(log_prob(*seen.held).mean()) if log_prob else np.nan
     partial = file.with_suffix(".partial.npz")
-    np.savez(partial, draws=np.stack(draws), facts=facts)
+    np.savez(partial, draws=np.stack(draws).astype(np.float32), **facts)  # type: ignore[arg-type]
     partial.rename(file)
+    return f"{file.stem}: " + ", ".join(f"{name} {value:.3g}" for name, value in facts.items())
+
+
+def draw_all(folder: Path, cells: Iterable[Cell], jobs: int) -> None:
+    """Each in a process of its own, those that take longest first."""
+    files = dict.fromkeys((cell.task, cell.method, cell.rows) for cell in cells if cell.method != "exact")
+    todo = [(*key, file) for key in files if not (file := folder / f"{'-'.join(map(str, key))}.npz").exists()]
+    todo.sort(key=lambda key: (key[1] in ("nle", "nre"), key[1] == "sbi"), reverse=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        for done in as_completed([pool.submit(draw, *arguments) for arguments in todo]):
+            print(done.exception() or done.result(), flush=True)
 
 
 def c2st(reference: np.ndarray, draws: np.ndarray) -> float:
@@ -95,79 +160,136 @@ def c2st(reference: np.ndarray, draws: np.ndarray) -> float:
     return float(cross_val_score(network, both, label, cv=folds, scoring="accuracy").mean())
 
 
-def measured(folder: Path) -> dict[tuple[str, str, int, int], dict[str, str]]:
+def pair(cell: Cell, folder: Path, package: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What C2ST compares."""
+    reference = reference_draws(package, cell.task, cell.observation)
+    if cell.method == "exact":
+        return reference[: len(reference) // 2], reference[len(reference) // 2 :]
+    with np.load(folder / f"{cell.task}-{cell.method}-{cell.rows}.npz") as kept:
+        return reference, kept["draws"][cell.observation - 1]
+
+
+def scores(cells: list[Cell], folder: Path, package: Path, device: str) -> Iterator[tuple[Cell, float]]:
+    """C2ST, one by one or, on a GPU, all problems of the same size at once."""
+    if device == "cpu":
+        yield from ((cell, c2st(*pair(cell, folder, package))) for cell in cells)
+        return
+    pairs = {cell: pair(cell, folder, package) for cell in cells}
+    for _, same in groupby(sorted(cells, key=lambda cell: pairs[cell][0].shape), lambda cell: pairs[cell][0].shape):
+        together = list(same)
+        first, second = (np.stack(part) for part in zip(*(pairs[cell] for cell in together), strict=True))
+        yield from zip(together, batched_c2st(first, second, device=device).tolist(), strict=True)
+
+
+def measured(folder: Path) -> dict[Cell, float]:
     file = folder / "c2st.csv"
     if not file.exists():
         return {}
     with file.open() as lines:
-        return {(r["task"], r["method"], int(r["rows"]), int(r["observation"])): r for r in csv.DictReader(lines)}
+        return {
+            Cell(row["task"], row["method"], int(row["rows"]), int(row["observation"])): float(row["c2st"])
+            for row in csv.DictReader(lines)
+        }
 
 
-def add(folder: Path, row: dict[str, Any]) -> None:
+def add(folder: Path, cell: Cell, value: float) -> None:
     file = folder / "c2st.csv"
     new = not file.exists()
     with file.open("a", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS)
+        writer = csv.writer(out)
         if new:
-            writer.writeheader()
-        writer.writerow(row)
+            writer.writerow(COLUMNS)
+        writer.writerow([*cell, round(value, 4)])
+    print(*cell, round(value, 4), flush=True)
 
 
-def compared(task: str, method: str, arguments: argparse.Namespace, package: Path) -> Iterator[dict[str, Any]]:
-    """One row of the table an observation, as far as they are not there."""
-    done, rows = measured(arguments.folder), arguments.rows
-    todo = [k for k in range(1, arguments.observations + 1) if (task, method, rows, k) not in done]
-    file = arguments.folder / f"{task}-{method}-{rows}.npz"
-    if todo and method != "exact" and not file.exists():
-        draw(task, method, rows, 5, file)
-    for k in todo:
-        reference = reference_draws(package, task, k)
-        facts: dict[str, Any] = {}
-        if method == "exact":
-            halves = reference[: len(reference) // 2], reference[len(reference) // 2 :]
-        else:
-            with np.load(file) as kept:
-                halves = reference, kept["draws"][k - 1]
-                facts = dict(zip(("held_out", "train_s", "sample_s"), kept["facts"].round(3).tolist(), strict=True))
-        value = round(c2st(*halves), 4)
-        yield {"task": task, "method": method, "rows": rows, "observation": k, "c2st": value, **facts}
+def known(folder: Path) -> dict[str, dict[str, str]]:
+    """Facts of the trainings by the stem of their file."""
+    file = folder / "facts.csv"
+    if not file.exists():
+        return {}
+    with file.open() as lines:
+        return {row["training"]: row for row in csv.DictReader(lines)}
+
+
+def note_facts(folder: Path) -> None:
+    """Held-out log density and seconds of every training that is there."""
+    facts: dict[str, Any] = known(folder)
+    for file in sorted(folder.glob("*-*-*.npz")):
+        task, _, rows = file.stem.split("-")
+        if file.stem in facts or "partial" in file.name:
+            continue
+        with np.load(file) as kept:
+            row = {name: float(kept[name]) for name in FACTS}
+        npe = folder / f"{task}-npe-{rows}"
+        if np.isnan(row["held_out"]) and npe.exists():
+            held = simulations(task, int(rows)).held
+            row["held_out"] = float(normalised_log_prob(file.with_suffix(""), npe, *held).mean())
+        if not np.isnan(row["held_out"]):
+            facts[file.stem] = {"training": file.stem, **{name: round(value, 3) for name, value in row.items()}}
+    with (folder / "facts.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, ("training", *FACTS))
+        writer.writeheader()
+        writer.writerows(facts.values())
+
+
+def best(folder: Path, task: str, rows: int) -> str:
+    """The method of ours with the largest held-out log density."""
+    facts = known(folder)
+    of = {name: float(facts[key]["held_out"]) for name in OURS if (key := f"{task}-{name}-{rows}") in facts}
+    return max(of, key=lambda name: of[name]) if of else ""
 
 
 def table(folder: Path, rows: int) -> str:
     """Means over the observations, and the published ones."""
     found: dict[tuple[str, str], list[float]] = {}
-    for (task, method, n, _), row in measured(folder).items():
-        if n == rows:
-            found.setdefault((task, method), []).append(float(row["c2st"]))
+    for cell, value in measured(folder).items():
+        if cell.rows == rows:
+            found.setdefault((cell.task, cell.method), []).append(value)
     methods = sorted({method for _, method in found})
     with PUBLISHED.open() as lines:
         published = {row["task"]: row for row in csv.DictReader(lines) if int(row["num_simulations"]) == rows}
-    lines_ = [f"{'task':24}" + "".join(f"{name:>10}" for name in [*methods, "publ. NPE", "amortised"])]
+    lines_ = [f"{'task':24}" + "".join(f"{name:>10}" for name in [*methods, "best", "publ. NPE", "amortised"])]
     for task in TASKS:
-        ours = [np.mean(found[task, name]) if (task, name) in found else np.nan for name in methods]
-        theirs = [float(published[task]["NPE"]), min(float(published[task][name]) for name in ("NPE", "NLE", "NRE"))]
-        lines_.append(f"{task:24}" + "".join(f"{value:10.3f}" for value in [*ours, *theirs]))
+        chosen = best(folder, task, rows)
+        ours = [np.mean(found.get((task, name), [np.nan])) for name in [*methods, chosen]]
+        theirs = [float(published.get(task, {}).get(name, "nan")) for name in ("NPE", "NLE", "NRE")]
+        lines_.append(
+            f"{task:24}" + "".join(f"{value:10.3f}" for value in [*ours, theirs[0], min(theirs)]) + f"  {chosen}"
+        )
     return "\n".join(lines_)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["npe", "sbi", "exact"])
+    parser.add_argument("--methods", nargs="+", default=["npe", "sbi", "exact"], choices=[*METHODS, "exact"])
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--observations", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--device", default="cpu", help="of the classifiers")
     parser.add_argument("--package", type=Path, help="the unpacked package sbibm; downloaded when not given")
+    parser.add_argument("--draw", action="store_true", help="train and draw only")
+    parser.add_argument("--score", action="store_true", help="score what was drawn, train nothing")
+    parser.add_argument("--table", action="store_true", help="print what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    with unpacked(arguments.package) as package:
-        for task in arguments.tasks:
-            for method in arguments.methods:
-                for row in compared(task, method, arguments, package):
-                    add(arguments.folder, row)
-                    print(*row.values(), flush=True)
-    print(table(arguments.folder, arguments.rows))
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        seen = range(1, arguments.observations + 1)
+        wanted = [Cell(t, m, arguments.rows, k) for t in arguments.tasks for m in arguments.methods for k in seen]
+        cells = [cell for cell in wanted if cell not in measured(folder)]
+        if not arguments.score:
+            draw_all(folder, cells, arguments.jobs)
+        drawn = [c for c in cells if c.method == "exact" or (folder / f"{c.task}-{c.method}-{c.rows}.npz").exists()]
+        if not arguments.draw:
+            with unpacked(arguments.package) as package:
+                for cell, value in scores(drawn, folder, package, arguments.device):
+                    add(folder, cell, value)
+        note_facts(folder)
+    print(table(folder, arguments.rows))
 
 
 if __name__ == "__main__":
