@@ -7,8 +7,8 @@
 - ``cnf``: continuous flow (`continuous`).
 - ``gmm``: mixture density network. Bishop (1994), https://publications.aston.ac.uk/id/eprint/373.
 
-Autoregressive flows evaluate a density in one pass per transformation and draw in as many as there are parameters; coupling
-flows do both in one. Of a single parameter there is nothing to couple: zuko makes those transformations elementwise, which is
+Autoregressive flows evaluate a density in one pass of each transformation's network, and so they draw (`autoregressive`), if
+one parameter after another; coupling flows do both in one. Of a single parameter there is nothing to couple: zuko makes those transformations elementwise, which is
 what the autoregressive ones are then, too.
 """
 
@@ -22,11 +22,11 @@ import torch
 import zuko
 from torch import nn
 from zuko.distributions import DiagNormal
-from zuko.flows.autoregressive import MAF
 from zuko.flows.coupling import GeneralCouplingTransform
 from zuko.lazy import Flow, UnconditionalDistribution
 from zuko.transforms import MonotonicRQSTransform
 
+from .autoregressive import IncrementalTransform
 from .continuous import ContinuousFlow
 from .mixture import GaussianMixture
 from .settings import FlowSettings
@@ -48,19 +48,11 @@ def coupling_masks(features: int, layers: int) -> list[list[bool]]:
 
 
 def _nsf(settings: FlowSettings, features: int, context: int) -> nn.Module:
-    return MAF(
-        features,
-        context,
-        transforms=settings.transforms,
-        hidden_features=settings.hidden,
-        activation=nn.SiLU,
-        randperm=False,
-        **_spline(settings),
-    )
+    return _autoregressive(settings, features, context, **_spline(settings))
 
 
 def _maf(settings: FlowSettings, features: int, context: int) -> nn.Module:
-    return MAF(features, context, transforms=settings.transforms, hidden_features=settings.hidden, activation=nn.SiLU)
+    return _autoregressive(settings, features, context)
 
 
 def _coupling(settings: FlowSettings, features: int, context: int) -> nn.Module:
@@ -102,6 +94,23 @@ def _spline(settings: FlowSettings) -> dict[str, Any]:
     }
 
 
+def _autoregressive(settings: FlowSettings, features: int, context: int, **univariate: Any) -> nn.Module:
+    """Features in ascending and descending order by turns."""
+    ascending = torch.arange(features)
+    layers = [
+        IncrementalTransform(
+            features,
+            context,
+            order=ascending.flip(0) if k % 2 else ascending,
+            hidden_features=settings.hidden,
+            activation=nn.SiLU,
+            **univariate,
+        )
+        for k in range(settings.transforms)
+    ]
+    return _flow(layers, features)
+
+
 def _coupled(settings: FlowSettings, features: int, context: int, **univariate: Any) -> nn.Module:
     layers = [
         GeneralCouplingTransform(
@@ -109,6 +118,10 @@ def _coupled(settings: FlowSettings, features: int, context: int, **univariate: 
         )
         for mask in coupling_masks(features, settings.transforms)
     ]
+    return _flow(layers, features)
+
+
+def _flow(layers: list[Any], features: int) -> nn.Module:
     loc, scale = torch.zeros(features), torch.ones(features)
     return Flow(layers, UnconditionalDistribution(DiagNormal, loc=loc, scale=scale, buffer=True))
 
