@@ -37,8 +37,11 @@ Rows = Mapping[str, Tensor]
 
 
 def default_transform(variable: Variable) -> XTransform:
-    """What is kept unless another is much better: log1p for counts, whose spread grows with their mean; identity."""
-    return "log1p" if variable.support.integer and variable.support.low >= 0 else "identity"
+    """What is kept unless another is much better: identity; the root of counts, whose variance grows with their mean.
+
+    Bartlett (1936), https://doi.org/10.2307/2983678.
+    """
+    return "sqrt" if _is_count(variable) else "identity"
 
 
 def build_preprocess(observables: Variables, settings: EstimatorSettings) -> Preprocess:
@@ -290,12 +293,19 @@ class Preprocess(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """A model of before these functions could learn has only `mean` and `sd`: its functions were used as they are."""
         if f"{prefix}chosen" not in state_dict:
-            state_dict[f"{prefix}chosen"] = torch.tensor([_NAMES.index(kind) for kind in self.transforms.values()])
+            kinds = self.transforms | {
+                v.name: "log1p" for v in self.observables if v.name in self._free and _is_count(v)
+            }
+            state_dict[f"{prefix}chosen"] = torch.tensor([_NAMES.index(kind) for kind in kinds.values()])
             state_dict[f"{prefix}shapes"] = Shape.plain(self.features).table()
             state_dict[f"{prefix}soft_from"] = torch.full((self.features,), torch.inf)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         names = (_NAMES[place] for place in self.chosen.tolist())
         self.transforms = dict(zip(self.observables.names, names, strict=True))
+
+
+def _is_count(variable: Variable) -> bool:
+    return variable.support.integer and variable.support.low >= 0
 
 
 def _require_transform(name: str, observables: Variables, transforms: Mapping[str, XTransform]) -> None:

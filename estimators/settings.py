@@ -127,7 +127,8 @@ class NetworkSettings(Settings):
     """One network and how what it sees is prepared. Options of other kinds than the one chosen must be left alone.
 
     Attributes:
-        kind: ``mlp``, ``resnet``, or ``none`` for the standardised entries as they are; ``cnn1d``, ``transformer``, ``gru``
+        kind: ``resnet``, ``mlp``, which is meant where ``hidden`` is given alone, or ``none`` for the standardised entries
+            as they are; ``cnn1d``, ``transformer``, ``gru``
             for series; ``cnn2d``, ``resnet2d`` for images; ``deep_set``, ``set_transformer`` for sets; or a class of
             your own: ``module:Class``, ``file.py:Class``, in Python the class itself.
         features: How many summaries.
@@ -135,7 +136,7 @@ class NetworkSettings(Settings):
             networks of ``deep_set``.
         channels: Widths of the convolutions; every one but the first halves the resolution.
         kernel: Extent of the convolutions, an odd number.
-        width: Of the residual layers, of the members or steps that attend to each other, of the recurrent state.
+        width: Of the residual layers (128), of the members or steps that attend to each other, of the recurrent state.
         layers: How many residual, attending or recurrent ones.
         heads: Of attention; they divide ``width``.
         mask: For sets and series of varying length: the observable that says how many members or steps are there, the
@@ -147,7 +148,7 @@ class NetworkSettings(Settings):
         arguments: Of the constructor of a class of your own, behind the shape.
     """
 
-    kind: str | SkipJsonSchema[InstanceOf[NamedModule]] = "mlp"
+    kind: str | SkipJsonSchema[InstanceOf[NamedModule]] = "resnet"
     features: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 64)
     channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
@@ -164,6 +165,14 @@ class NetworkSettings(Settings):
     def name(self) -> str:
         """The kind, in letters."""
         return self.kind.name if isinstance(self.kind, NamedModule) else self.kind
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        kind = given.get("kind", "mlp" if "hidden" in given else "resnet")
+        return {"kind": kind} | ({"width": 128} if kind == "resnet" else {}) | given
 
     @field_serializer("kind")
     def _named(self, kind: str | NamedModule) -> str:
@@ -225,7 +234,7 @@ class EmbeddingSettings(NetworkSettings):
 
     @model_validator(mode="after")
     def _one_or_several(self) -> EmbeddingSettings:
-        if self.observables and self.kind != "mlp":
+        if self.observables and self.kind not in ("resnet", "mlp"):  # the latter in models saved earlier
             raise ValueError(f"`kind` must be left out where `observables` have networks of their own; got {self.name}")
         if self.head and self.head.name not in ("mlp", "resnet"):
             raise ValueError(f"`head` must be mlp or resnet; got {self.head.name}")
@@ -299,7 +308,7 @@ class DensitySettings(Settings):
         field: The velocity field (fmpe).
         embedding: The summary network.
         transforms: Observable → function applied before standardisation; ``rank`` makes every entry normal. ``auto``, also
-            where nothing is given, chooses from the data: ``log1p`` for counts and ``identity`` for the rest, unless they
+            where nothing is given, chooses from the data: ``sqrt`` for counts and ``identity`` for the rest, unless they
             are far from normal and another function brings them much nearer.
         whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
@@ -356,7 +365,7 @@ class TrainingSettings(Settings):
         clip: Bound on the norm of the gradient.
         patience: Epochs without a better validation loss before stopping.
         validation: Fraction of the rows kept for the validation loss.
-        ema: Decay of an exponential moving average of the weights, such as 0.999; validated and kept in their place.
+        ema: Decay of an exponential moving average of the weights, which is validated and kept in their place; None for none.
         loader: Where rows are kept: ``device``, ``memory``, or ``stream``ed from the store; ``auto`` streams what exceeds
             the memory budget and keeps on the device what fits there. Streaming shuffles otherwise, so results differ
             from those of the first two, which are the same.
@@ -370,7 +379,7 @@ class TrainingSettings(Settings):
     clip: PositiveFloat = 5.0
     patience: NonNegativeInt = 15
     validation: float = Field(default=0.1, gt=0, lt=1)
-    ema: float | None = Field(default=None, gt=0, lt=1)
+    ema: float | None = Field(default=0.99, gt=0, lt=1)
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
 
 

@@ -316,7 +316,8 @@ def test_several_networks_and_a_head() -> None:
 
 
 def test_settings_write_only_what_belongs_to_the_kind() -> None:
-    assert EmbeddingSettings().model_dump(mode="json") == {"kind": "mlp", "features": 32, "hidden": [64, 64]}
+    dense = EmbeddingSettings(hidden=(64, 64)).model_dump(mode="json")
+    assert dense == {"kind": "mlp", "features": 32, "hidden": [64, 64]}
     for settings, _ in KINDS.values():
         written = EmbeddingSettings(**settings).model_dump(mode="json")
         assert EmbeddingSettings(**written).model_dump(mode="json") == written

@@ -46,11 +46,11 @@ def test_features_of_training_rows_have_mean_0_and_sd_1() -> None:
     torch.testing.assert_close(features.std(0, correction=0), torch.ones(7), atol=1e-4, rtol=0)
 
 
-def test_counts_get_log1p_unless_told_otherwise() -> None:
+def test_counts_get_their_root_unless_told_otherwise() -> None:
     preprocess = Preprocess(OBSERVABLES, {"y": "auto"})
-    assert preprocess.transforms == {"y": "identity", "n": "log1p"}
+    assert preprocess.transforms == {"y": "identity", "n": "sqrt"}
     preprocess.fit(rows())
-    assert preprocess.transforms == {"y": "identity", "n": "log1p"}
+    assert preprocess.transforms == {"y": "identity", "n": "sqrt"}
     assert Preprocess(OBSERVABLES, {"n": "sqrt"}).transforms["n"] == "sqrt"
 
 
@@ -250,8 +250,9 @@ def test_statistics_are_taken_over_present_members_only(name: XTransform, mask: 
         (lambda rng: rng.standard_t(1.5, 4000), Support(), "arcsinh"),
         (lambda rng: 1e6 + 1e3 * rng.standard_cauchy(4000), Support(), "arcsinh"),
         (lambda rng: rng.beta(0.1, 0.1, 4000), UNIT_INTERVAL, "identity"),
-        (lambda rng: rng.poisson(rng.gamma(1.0, 30.0, 4000)), COUNT, "log1p"),
-        (lambda rng: rng.integers(0, 2, 4000), COUNT, "log1p"),
+        (lambda rng: rng.poisson(rng.gamma(1.0, 30.0, 4000)), COUNT, "sqrt"),
+        (lambda rng: rng.poisson(rng.lognormal(3.0, 2.0, 4000)), COUNT, "log1p"),
+        (lambda rng: rng.integers(0, 2, 4000), COUNT, "sqrt"),
         (lambda rng: np.full(4000, 3.0), Support(), "identity"),
     ],
 )
