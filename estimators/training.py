@@ -28,7 +28,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.distributions import Distribution
@@ -38,6 +38,7 @@ from ..data.errors import TrainingError
 from ..data.files import write_text
 from ..data.loaders import Portions, Rows, SimulationsDataModule
 from ..data.ranges import Ranges
+from .averaging import MovingAverage
 from .base import Estimator
 from .compiled import When
 from .failure import Step, explain
@@ -393,23 +394,6 @@ class _NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> Any:
         return self._NOTHING
-
-
-class MovingAverage(WeightAveraging):
-    """Exponential moving average of the weights: validated, kept when best, in the checkpoint."""
-
-    def __init__(self, decay: float) -> None:
-        def average(averaged: Any, current: Any, steps: Any) -> None:
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
-
-        super().__init__(use_buffers=False, multi_avg_fn=average)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The average, by the names of the estimator's state."""
-        assert self._average_model is not None
-        module = self._average_model.module
-        assert isinstance(module, TrainingModule)
-        return module.estimator.state_dict()
 
 
 def _validated(trainer: L.Trainer, module: TrainingModule) -> dict[str, Tensor]:

@@ -73,7 +73,9 @@ def simulations(task: str, rows: int) -> Simulations:
 
 
 def simfers(method: str, seen: Simulations, folder: Path) -> tuple[Sampler, LogProb | None]:
-    model = simfer.train(seen.theta, seen.x, seen.simulator.prior, estimator=OURS[method])
+    model = simfer.train(
+        seen.theta, seen.x, seen.simulator.prior, estimator=OURS[method], observables=seen.simulator.observables
+    )
     model.save(folder)
     posterior = model.posterior
 

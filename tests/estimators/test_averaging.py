@@ -82,3 +82,29 @@ def test_training_itself_is_not_changed(line, pairs) -> None:
         for ema in (None, 0.9)
     ]
     assert losses[0] == losses[1]
+
+
+class Normalised(torch.nn.Module):
+    """Batch normalisation, whose running statistics are no weights."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.features = shape[0]
+        self.norm = torch.nn.BatchNorm1d(self.features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+def test_running_statistics_are_those_of_the_training(line, pairs) -> None:
+    settings = ESTIMATOR.model_copy(update={"embedding": EmbeddingSettings(kind=Normalised)})
+    states = [
+        simfer.train(
+            *pairs, line.prior, estimator=settings, training=TRAINING.model_copy(update={"ema": ema, "epochs": 1})
+        ).estimator.state_dict()
+        for ema in (None, 0.9)
+    ]
+    running = [name for name in states[0] if "running" in name or "tracked" in name]
+    assert len(running) == 3
+    for name in running:
+        assert torch.equal(states[0][name], states[1][name])
