@@ -18,7 +18,7 @@ import numpy as np
 
 from .errors import NotFiniteError, PriorError, ShapeError, UnknownNameError, did_you_mean
 from .files import fingerprint
-from .records import FAILED, INVALID, OK, STATUS, Records, Schema, no_reasons
+from .records import FAILED, INVALID, OK, STATUS, Records, Schema, no_reasons, why_invalid
 from .tables import Column, Table, column_of
 from .variables import Arrays, Variable, Variables
 
@@ -354,17 +354,16 @@ def _require_finite(values: np.ndarray, what: str, start: int, names: Sequence[s
 def _judged(
     given: np.ndarray | None, reason: np.ndarray | None, x: Arrays, start: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Status and reason of every row; an x that is not finite makes a row invalid that was ok."""
-    finite = {name: np.asarray(np.isfinite(v).reshape(len(v), -1).all(axis=1)) for name, v in x.items()}
-    valid: np.ndarray = np.logical_and.reduce(list(finite.values()))
-    status = np.full(len(valid), OK, np.int8) if given is None else _statuses(given, start)
-    reasons = no_reasons(len(valid)) if reason is None else _texts(reason)
+    """Status and reason of every row; an x that is no number makes a row invalid that was ok."""
+    rows = len(next(iter(x.values())))
+    status = np.full(rows, OK, np.int8) if given is None else _statuses(given, start).copy()
+    reasons = no_reasons(rows) if reason is None else _texts(reason)
     for row in np.flatnonzero((status != OK) & (reasons == "")):
         reasons[row] = "marked in the imported file"
-    broken = (status == OK) & ~valid
-    for row in np.flatnonzero(broken):
-        reasons[row] = f"not finite: {', '.join(name for name, ok in finite.items() if not ok[row])}"
-    return np.where(broken, INVALID, status).astype(np.int8), reasons
+    for row, why in why_invalid(x).items():
+        if status[row] == OK:
+            status[row], reasons[row] = INVALID, why
+    return status.astype(np.int8), reasons
 
 
 def _texts(values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from .variables import Arrays, Variable, Variables
 STATUS = ("pending", "ok", "invalid", "failed", "timeout")
 PENDING, OK, INVALID, FAILED, TIMEOUT = range(len(STATUS))
 NOTHING = Variables(())
+_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +145,22 @@ class Records:
 def no_reasons(rows: int) -> np.ndarray:
     """Empty text for every row."""
     return np.full(rows, "", dtype=object)
+
+
+def why_invalid(x: Arrays) -> dict[int, str]:
+    """Rows whose x is no number, or one that float32, in which networks compute, cannot hold: the reason of each."""
+    if all(_largest(values) <= _MOST for values in x.values()):
+        return {}
+    finite = {name: np.isfinite(values).reshape(len(values), -1).all(1) for name, values in x.items()}
+    held = {name: (np.abs(values) <= _MOST).reshape(len(values), -1).all(1) for name, values in x.items()}
+    reasons = {}
+    for row in np.flatnonzero(~np.logical_and.reduce(list(held.values()))).tolist():
+        lost = [name for name, ok in finite.items() if not ok[row]]
+        large = [name for name, ok in held.items() if not ok[row]]
+        reasons[row] = f"not finite: {', '.join(lost)}" if lost else f"beyond float32, 3e38: {', '.join(large)}"
+    return reasons
+
+
+def _largest(values: np.ndarray) -> float:
+    """NaN where one is."""
+    return max(float(values.max()), -float(values.min())) if values.size else 0.0

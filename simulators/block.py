@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..data.layout import Block
-from ..data.records import FAILED, INVALID, OK, TIMEOUT, Records, no_reasons
+from ..data.records import FAILED, INVALID, OK, TIMEOUT, Records, no_reasons, why_invalid
 from ..data.variables import Arrays
 from .base import ContextPrior, HasBaseNumbers, HasGroups, Simulator, simulate_checked
 from .guard import Outcome, attempt, guarded
@@ -254,22 +254,15 @@ def _records(draw: Draw, x: Arrays, seconds: float = 0.0) -> Records:
 
 
 def _judged(records: Records) -> Records:
-    """Rows that have been simulated: ok, or invalid where x is not finite."""
-    finite = {name: _finite(values) for name, values in records.x.items()}
-    valid = np.stack(list(finite.values())).all(0)
-    reason = no_reasons(records.rows)
-    for row in np.flatnonzero(~valid):
-        reason[row] = f"not finite: {', '.join(name for name, ok in finite.items() if not ok[row])}"
-    return replace(records, status=np.where(valid, OK, INVALID).astype(np.int8), reason=reason)
+    """Rows that have been simulated: ok, or invalid where x is not finite, or cannot be in float32."""
+    status, reason = np.full(records.rows, OK, np.int8), no_reasons(records.rows)
+    for row, why in why_invalid(records.x).items():
+        status[row], reason[row] = INVALID, why
+    return replace(records, status=status, reason=reason)
 
 
 def _whole(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return np.where(np.isfinite(values), values, 0).astype(dtype)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    """Which rows are finite everywhere."""
-    return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
 
 
 def _empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:

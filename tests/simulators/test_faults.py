@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+import simfer
 from simfer.data.errors import ContractError, CorruptStoreError, SimulatorError, StoreError
 from simfer.data.records import FAILED, INVALID, OK, TIMEOUT
 from simfer.data.store import SimulationStore
 from simfer.data.variables import Variable, Variables
+from simfer.estimators.settings import TrainingSettings
 from simfer.pipelines.executors import Inline, Processes
 from simfer.simulators.block import Protection
 from simfer.simulators.campaign import Executor, retry, simulate, verify
@@ -182,6 +184,22 @@ def test_each_kind_of_problem_is_told_once_with_an_example(tmp_path: Path, caplo
         "row " in r.message and "t1 = 0.9" in r.message and "no convergence" in r.message for r in caplog.records
     )
     assert set(store.reasons()[store.status == INVALID]) == {"not finite: x"}
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e39, -1e300])
+def test_what_float32_cannot_hold_is_invalid(tmp_path: Path, bad: float) -> None:
+    class Wild(TwoMoons):
+        def simulate(self, theta, rng, context=None):
+            x = super().simulate(theta, rng)["x"]
+            x[theta[:, 0] > 0.9, 1] = bad
+            return {"x": x}
+
+    store = simulate(Wild(), 2000, tmp_path / "s.zarr")
+    expected = store.read_array("theta")[:, 0] > 0.9
+    assert np.array_equal(store.status == INVALID, expected)
+    reason = "beyond float32, 3e38: x" if np.isfinite(bad) else "not finite: x"
+    assert set(store.reasons()[expected]) == {reason}
+    simfer.train(store, training=TrainingSettings(epochs=1))
 
 
 def test_two_fillers_of_one_store_do_no_harm(tmp_path: Path) -> None:
