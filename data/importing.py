@@ -356,14 +356,15 @@ def _judged(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Status and reason of every row; an x that is no number makes a row invalid that was ok."""
     rows = len(next(iter(x.values())))
-    status = np.full(rows, OK, np.int8) if given is None else _statuses(given, start).copy()
+    status = np.full(rows, OK, np.int8) if given is None else _statuses(given, start)
     reasons = no_reasons(rows) if reason is None else _texts(reason)
     for row in np.flatnonzero((status != OK) & (reasons == "")):
         reasons[row] = "marked in the imported file"
-    for row, why in why_invalid(x).items():
-        if status[row] == OK:
-            status[row], reasons[row] = INVALID, why
-    return status.astype(np.int8), reasons
+    status = np.array(status, np.int8)
+    for broken, why in why_invalid(x).items():
+        if status[broken] == OK:
+            status[broken], reasons[broken] = INVALID, why
+    return status, reasons
 
 
 def _texts(values: np.ndarray) -> np.ndarray:

@@ -151,14 +151,19 @@ def why_invalid(x: Arrays) -> dict[int, str]:
     """Rows whose x is no number, or one that float32, in which networks compute, cannot hold: the reason of each."""
     if all(_largest(values) <= _MOST for values in x.values()):
         return {}
-    finite = {name: np.isfinite(values).reshape(len(values), -1).all(1) for name, values in x.items()}
-    held = {name: (np.abs(values) <= _MOST).reshape(len(values), -1).all(1) for name, values in x.items()}
+    finite = {name: _every(np.isfinite(values)) for name, values in x.items()}
+    held = {name: _every(np.abs(values) <= _MOST) for name, values in x.items()}
     reasons = {}
     for row in np.flatnonzero(~np.logical_and.reduce(list(held.values()))).tolist():
         lost = [name for name, ok in finite.items() if not ok[row]]
         large = [name for name, ok in held.items() if not ok[row]]
         reasons[row] = f"not finite: {', '.join(lost)}" if lost else f"beyond float32, 3e38: {', '.join(large)}"
     return reasons
+
+
+def _every(good: np.ndarray) -> np.ndarray:
+    """Rows in which all is."""
+    return np.asarray(good.reshape(len(good), -1).all(1))
 
 
 def _largest(values: np.ndarray) -> float:

@@ -144,12 +144,12 @@ def _trained(x: Float[np.ndarray, "row parameter"], label: Float[np.ndarray, " r
             np.take(x, rows, axis=0, out=here.x)
             shrunk = network.penalised * network.values
             penalty = np.float32(_PENALTY / len(rows))
-            loss += (here.step(network, label[rows]) + 0.5 * penalty * float(shrunk @ shrunk)) * len(rows)
+            loss += (here.step(network, label[rows]) + 0.5 * float(penalty) * float(shrunk @ shrunk)) * len(rows)
             network.gradient += penalty * shrunk
             adam.step(network.values, network.gradient)
         loss /= len(x)
         idle = idle + 1 if loss > best - _TOLERANCE else 0
-        best = min(best, loss)
+        best = min(best, float(loss))
         if idle > _PATIENCE:
             break
     return network

@@ -26,11 +26,11 @@ from simfer.simulators.lotka_volterra_pelts import LotkaVolterraPelts
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "hare_lynx_reference.npz")["samples"]
 DRAWS, SEED = 10_000, 1
-ROWS, ROUNDS, EPSILON, LIKELIHOODS = 60_000, 5, 1e-3, 100_000
+ROWS, ROUNDS, EPSILON, LIKELIHOODS = 90_000, 5, 1e-3, 100_000
 
 ESTIMATOR = EstimatorSettings(
     flow=FlowSettings(kind="maf", transforms=4, hidden=(64, 64)),
-    embedding=EmbeddingSettings(features=32, hidden=(128, 128)),
+    embedding=EmbeddingSettings(kind="resnet", features=32, width=128),
     transforms={"hares": "log", "lynx": "log"},
     whiten=True,
 )

@@ -28,7 +28,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 SMALL = EmbeddingSettings(features=4, hidden=(16,))
 IMAGES = EmbeddingSettings(kind="cnn2d", features=8, channels=(4, 8), hidden=(16,))
 FLOWS = {
-    kind: EstimatorSettings(flow=FlowSettings(kind=kind, transforms=4, hidden=(16, 16)), embedding=SMALL)  # type: ignore[arg-type]
+    kind: EstimatorSettings(flow=FlowSettings(kind=kind, transforms=4, hidden=(16, 16)), embedding=SMALL)
     for kind in ("nsf", "maf", "coupling", "realnvp", "cnf", "gmm")
 }
 DIRECT = FLOWS | {
@@ -95,9 +95,9 @@ def test_resumed_equals_undisturbed(tmp_path: Path) -> None:
     training = TrainingSettings(epochs=4, batch_size=100, learning_rate=3e-3)
     arguments = {"estimator": FLOWS["nsf"], "training": training, "hardware": GPU}
     with pytest.raises(KeyboardInterrupt):
-        simfer.train(theta, x, PRIOR, folder=tmp_path, on_epoch=interrupt, **arguments)  # type: ignore[arg-type]
-    resumed = simfer.train(theta, x, PRIOR, folder=tmp_path, **arguments)  # type: ignore[arg-type]
-    whole = simfer.train(theta, x, PRIOR, **arguments)  # type: ignore[arg-type]
+        simfer.train(theta, x, PRIOR, folder=tmp_path, on_epoch=interrupt, **arguments)
+    resumed = simfer.train(theta, x, PRIOR, folder=tmp_path, **arguments)
+    whole = simfer.train(theta, x, PRIOR, **arguments)
     assert resumed.facts["loss"]["validation"] == pytest.approx(whole.facts["loss"]["validation"], abs=1e-3)
 
 
