@@ -18,7 +18,7 @@ from .base import Posterior, XLike, seeded
 from .mixture import strata
 from .settings import EstimatorSettings
 
-_ROWS_AT_ONCE = 2**17  # draws × observations in one pass: bounds memory, costs no speed
+_ROWS_AT_ONCE = 2**15  # draws × observations in one pass: memory that caches hold
 
 
 @runtime_checkable

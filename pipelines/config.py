@@ -269,7 +269,7 @@ class LocalConfig(Settings):
         accelerator: Of the Lightning Trainer.
         devices: Of the Lightning Trainer.
         strategy: Of the Lightning Trainer.
-        precision: Of the Lightning Trainer.
+        precision: Of the Lightning Trainer; that of embeddings, because densities compute in float32 whatever it is.
         threads: torch threads; ``auto`` takes one for small networks and measures for large ones.
         compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
             decides depends on the clock, so that two runs, or a resumed one, may differ by rounding.
@@ -283,7 +283,7 @@ class LocalConfig(Settings):
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: PositiveInt | Literal["auto"] = "auto"
     compile: Literal["auto", "always", "never"] = "never"
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()

@@ -10,7 +10,7 @@ import torch
 
 import simfer
 from simfer.data.batch import Batch
-from simfer.data.errors import NotFiniteError, ShapeError
+from simfer.data.errors import NotFiniteError, ShapeError, SimulatorError
 from simfer.data.layout import Layout
 from simfer.data.loaders import Loader, Portions, WholeBatches, as_batch, valid_rows
 from simfer.data.records import OK, Records, Schema
@@ -137,6 +137,10 @@ def test_numbers_that_float32_cannot_hold_are_refused(scale: float, line, tmp_pa
     monstrous = type(
         "Monstrous", (type(line),), {"simulate": lambda self, theta, rng, context=None: {"x": scale * theta}}
     )()
+    if scale > 1:  # the campaign says so already
+        with pytest.raises(SimulatorError, match="the first: beyond float32, 3e38: x"):
+            simfer.simulate(monstrous, 50, tmp_path / "scaled.zarr")
+        return
     store = simfer.simulate(monstrous, 50, tmp_path / "scaled.zarr")
     with pytest.raises(NotFiniteError, match=r"`x\['x'\]` must be numbers that float32 can hold"):
         StoredRows(store, np.ones(50, dtype=bool), 10**8).load()

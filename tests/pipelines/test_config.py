@@ -124,6 +124,10 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
             "simulator: two_moons\ntrain: {learning_rate: -1}\n",
             "c.yaml:2: `train.learning_rate`: must be greater than 0 or 'auto'; got -1",
         ),
+        (
+            "simulator: two_moons\nlocal: {precision: bf17}\n",
+            "c.yaml:2: `local.precision`: must be '32-true', 'bf16-mixed' or '16-mixed'; got 'bf17'",
+        ),
         ("simulator: two_moons\ntrain: {ema: 2}\n", "c.yaml:2: `train.ema`: must be less than 1; got 2"),
         (
             "simulator: two_moons\nsimulate: {rows: 21}\ndiagnose: {pairs: 20}\n",
