@@ -50,6 +50,7 @@ def sbis(task: str, rows: int) -> dict[str, Any]:
 
     prior, theta, x = simulations(task, rows)
     theta32, x32 = torch.from_numpy(theta).float(), torch.from_numpy(x)
+    torch.manual_seed(0)
     trainer = NPE(prior.torch, density_estimator="nsf")
     trainer.append_simulations(theta32[:rows], x32[:rows])
     wall, cpu = time.perf_counter(), cpu_seconds()
