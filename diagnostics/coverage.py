@@ -65,10 +65,16 @@ def credibilities(calibration: CalibrationSet, seed: int) -> np.ndarray:
 
 
 def _words(test: Uniformity, covered: dict[float, float], alpha: float) -> tuple[str, str]:
-    text = f"regions of credibility 90 % hold the truth in {covered[0.9]:.1%} of cases ({says_p(test.p_value)})"
     if test.p_value >= alpha:
-        return text, "Nothing to do."
-    departure = test.ecdf - test.levels
-    if departure[np.abs(departure).argmax()] < 0:
-        return text, "The posterior is overconfident: simulate more, raise `weight_decay`, or make the network smaller."
-    return text, "The posterior is underconfident: train longer or make the network larger."
+        return _said(0.9, covered[0.9], test.p_value), "Nothing to do."
+    worst = int(np.abs(test.ecdf - test.levels).argmax())
+    level, share = float(test.levels[worst]), float(test.ecdf[worst])
+    if share < level:
+        advice = "The posterior is overconfident: simulate more, raise `weight_decay`, or make the network smaller."
+    else:
+        advice = "The posterior is underconfident: train longer or make the network larger."
+    return _said(level, share, test.p_value), advice
+
+
+def _said(level: float, share: float, p_value: float) -> str:
+    return f"regions of credibility {100 * level:.0f} % hold the truth in {share:.1%} of cases ({says_p(p_value)})"
