@@ -1,4 +1,4 @@
-"""Draws of autoregressive flows at the price of one evaluation of the density.
+"""Draws of autoregressive flows in one pass of their networks.
 
 The inverse of :math:`y_i = f(x_i; h_i(x_{<i}, c))` needs :math:`x_{<i}` before :math:`x_i`. Taken literally that is a pass of the
 hyper-network :math:`h` for every parameter (Papamakarios et al. 2017, https://arxiv.org/abs/1705.07057). But a hidden unit of
@@ -42,7 +42,8 @@ class IncrementalTransform(MaskedAutoregressiveTransform):  # type: ignore[misc]
 
     @no_type_check  # `torch.compile` cannot trace what looks at shapes
     def forward(self, c: Float[Tensor, "... context"] | None = None) -> Transform:
-        return _Incremental(self, c)
+        has_hidden_units = len(self._ends) > 1  # without, there is nothing to save
+        return _Incremental(self, c) if has_hidden_units else super().forward(c)
 
     def inverse(
         self, y: Float[Tensor, "... feature"], c: Float[Tensor, "... context"] | None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage(WeightAveraging):
-    """Lightning's callback, at a fifth of its price: buffers are looked at where they are needed, not in every step.
+    """Lightning's callback, but buffers are looked at where they are needed, not in every step.
 
     Args:
         decay: d above.

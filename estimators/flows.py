@@ -8,8 +8,8 @@
 - ``gmm``: mixture density network. Bishop (1994), https://publications.aston.ac.uk/id/eprint/373.
 
 Autoregressive flows evaluate a density in one pass of each transformation's network, and so they draw (`autoregressive`), if
-one parameter after another; coupling flows do both in one. Of a single parameter there is nothing to couple: zuko makes those transformations elementwise, which is
-what the autoregressive ones are then, too.
+one parameter after another; coupling flows do both in one. Of a single parameter there is nothing to couple: zuko makes those
+transformations elementwise, which is what the autoregressive ones are then, too.
 """
 
 from __future__ import annotations

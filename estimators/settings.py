@@ -128,9 +128,9 @@ class NetworkSettings(Settings):
 
     Attributes:
         kind: ``resnet``, ``mlp``, which is meant where ``hidden`` is given alone, or ``none`` for the standardised entries
-            as they are; ``cnn1d``, ``transformer``, ``gru``
-            for series; ``cnn2d``, ``resnet2d`` for images; ``deep_set``, ``set_transformer`` for sets; or a class of
-            your own: ``module:Class``, ``file.py:Class``, in Python the class itself.
+            as they are; ``cnn1d``, ``transformer``, ``gru`` for series; ``cnn2d``, ``resnet2d`` for images; ``deep_set``,
+            ``set_transformer`` for sets; or a class of your own: ``module:Class``, ``file.py:Class``, in Python the class
+            itself.
         features: How many summaries.
         hidden: Widths of the hidden dense layers: all there is of ``mlp``, those behind the convolutions, and those of both
             networks of ``deep_set``.

@@ -21,11 +21,13 @@ SPLINE: dict[str, Any] = {
 UNIVARIATE: dict[str, dict[str, Any]] = {"affine": {}, "spline": SPLINE}
 
 
-def transform(features: int, context: int, kind: str, **given: Any) -> IncrementalTransform:
+def transform(
+    features: int, context: int, kind: str, hidden: tuple[int, ...] = (20, 30), **given: Any
+) -> IncrementalTransform:
     torch.manual_seed(features)
     order = torch.randperm(features)
     made = IncrementalTransform(
-        features, context, order=order, hidden_features=(20, 30), activation=torch.nn.SiLU, **UNIVARIATE[kind], **given
+        features, context, order=order, hidden_features=hidden, activation=torch.nn.SiLU, **UNIVARIATE[kind], **given
     ).double()
     for weights in made.parameters():
         weights.data.mul_(2)
@@ -42,6 +44,16 @@ def test_inverse_is_zukos(features: int, context: int, passes: int | None, kind:
     y = torch.randn(3, 4, features, dtype=torch.float64)
     expected = MaskedAutoregressiveTransform.forward(lazy, c)._inverse(y)
     torch.testing.assert_close(lazy(c).inv(y), expected)
+    torch.testing.assert_close(lazy(c)(lazy(c).inv(y)), y)
+
+
+@pytest.mark.parametrize("kind", UNIVARIATE)
+@pytest.mark.parametrize("hidden", [(), (1,), (3,), (2, 5), (4, 4, 4)])
+def test_inverse_of_narrow_networks_is_zukos(hidden: tuple[int, ...], kind: str) -> None:
+    """With fewer units than parameters, and with none."""
+    lazy = transform(6, 2, kind, hidden)
+    c, y = torch.randn(4, 2, dtype=torch.float64), torch.randn(3, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(lazy(c).inv(y), MaskedAutoregressiveTransform.forward(lazy, c)._inverse(y))
     torch.testing.assert_close(lazy(c)(lazy(c).inv(y)), y)
 
 
