@@ -30,11 +30,11 @@ from ..data.errors import ConfigError, TrainingError
 from ..data.files import fingerprint, remove, write_text
 from ..data.store import SimulationStore
 from ..simulators.prior import Prior
+from .losses import EpochReport
 from .model import Model
 from .settings import EstimatorSettings, TrainingSettings
 from .space import Choice, Dimension, nested, read_dimension, value_of, with_values
 from .train import train
-from .training import EpochReport
 
 
 @dataclass(frozen=True, slots=True)

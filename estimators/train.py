@@ -25,9 +25,10 @@ from ..data.variables import Arrays, Variable, Variables, check_finite
 from ..simulators.prior import Prior
 from .base import Estimator
 from .embeddings.own import imported, with_classes
+from .losses import EpochReport
 from .model import Model, build_estimator
 from .settings import LIKELIHOODS, EstimatorSettings, TrainingSettings
-from .training import EpochReport, Hardware, train_estimator
+from .training import Hardware, train_estimator
 
 ArrayLike = Any
 

@@ -2,22 +2,18 @@
 
 AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), linear warm-up, cosine decay to zero, clipping of the
 gradient's norm, early stopping on the validation loss, best weights kept; on request those of an exponential moving
-average (Polyak & Juditsky 1992), whose decay rises as (1 + n) / (10 + n) to its value in n steps. After every epoch, and
+average (Polyak & Juditsky 1992), whose decay rises as (1 + n) / (10 + n) to its value in n steps. After epochs, and
 every ten minutes within one, the whole state, best weights included, goes to ``last.ckpt``; the order of rows depends on
 (seed, epoch) alone and the loader counts what was consumed, so a run killed anywhere ends with the same losses.
 """
 
 from __future__ import annotations
 
-import csv
-import datetime
-import io
 import logging
 import math
 import signal
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,21 +24,22 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.distributions import Distribution
 
 from ..data.batch import Batch
 from ..data.errors import TrainingError
-from ..data.files import write_text
 from ..data.loaders import Portions, Rows, SimulationsDataModule
 from ..data.ranges import Ranges
 from .averaging import MovingAverage
 from .base import Estimator
+from .checkpoints import Checkpoints
 from .compiled import When
 from .failure import Step, explain
 from .loggers import LoggerName, make_loggers
+from .losses import EpochReport, Losses, comparable, of_member
 from .schedule import Budget, budget
 from .settings import TrainingSettings
 from .tuning import Tuning
@@ -59,9 +56,7 @@ _IRRELEVANT = (
 )
 
 _LAST = "last.ckpt"
-_CHECKPOINT_EVERY = datetime.timedelta(minutes=10)
 
-EpochReport = Callable[[int, float, float], None]
 RowNames = Callable[[np.ndarray], np.ndarray]
 
 
@@ -102,7 +97,7 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        return min(range(len(self.validation)), key=lambda epoch: _comparable(self.validation[epoch]))
+        return min(range(len(self.validation)), key=lambda epoch: comparable(self.validation[epoch]))
 
 
 class TrainingModule(L.LightningModule):
@@ -197,7 +192,7 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         losses = self.estimator.member_losses(batch).mean(1).float()
-        found = {"val_loss": losses.mean(), **{_of_member(k): loss for k, loss in enumerate(losses)}}
+        found = {"val_loss": losses.mean(), **{of_member(k): loss for k, loss in enumerate(losses)}}
         self.log_dict(found if len(losses) > 1 else {"val_loss": losses[0]}, batch_size=batch.rows, sync_dist=True)
 
     def configure_gradient_clipping(
@@ -284,74 +279,6 @@ def _prepared(estimator: Estimator, rows: Rows) -> Rows:
     return estimator.prepare(rows) if isinstance(rows, Batch) else rows
 
 
-class Losses(Callback):
-    """Losses of every epoch, the weights of the best one and the time spent, all kept in the checkpoint.
-
-    Args:
-        report: Called after every epoch.
-        logs: Folder for ``metrics.csv``; None writes none.
-    """
-
-    def __init__(self, report: EpochReport, logs: Path | None = None) -> None:
-        self.train: list[float] = []
-        self.validation: list[float] = []
-        self.members: list[list[float]] = []
-        self.seconds = 0.0
-        self.best: dict[str, Tensor] = {}
-        self._report, self._logs = report, logs
-        self._since = time.perf_counter()
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        loss = float(trainer.callback_metrics["val_loss"])
-        self._keep(pl_module.estimator, trainer.callback_metrics, _validated(trainer, pl_module))
-        self.train.append(pl_module.mean_loss)
-        self.validation.append(loss)
-        now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
-        if self._logs and trainer.is_global_zero:
-            self._write(self._logs / "metrics.csv")
-        self._report(trainer.current_epoch, self.train[-1], loss)
-
-    def _keep(self, estimator: Estimator, metrics: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-        """Take note of every member's loss, and of the weights of those that have never been better."""
-        several = [_of_member(k) for k in range(estimator.members)]
-        losses = [float(metrics[name]) for name in (several if estimator.members > 1 else ["val_loss"])]
-        better = [
-            all(_comparable(loss) < _comparable(before[k]) for before in self.members) for k, loss in enumerate(losses)
-        ]
-        if any(better):
-            now = {name: value.detach().cpu().clone() for name, value in weights.items()}
-            self.best = estimator.take_better(self.best, now, better)
-        self.members.append(losses)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "train": self.train,
-            "validation": self.validation,
-            "members": self.members,
-            "seconds": self.seconds,
-            "best": self.best,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
-        self.seconds, self.best = state_dict["seconds"], state_dict["best"]
-        self.members = [list(losses) for losses in state_dict.get("members", [[loss] for loss in self.validation])]
-
-    def _write(self, file: Path) -> None:
-        """All epochs, those before an interruption too."""
-        table = io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["epoch", "train_loss", "val_loss"])
-        rows.writerows((epoch, *pair) for epoch, pair in enumerate(zip(self.train, self.validation, strict=True)))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, table.getvalue())
-
-
 def clip_members(parameters: Iterable[Tensor], bound: float) -> None:
     """Scale the gradient of every member, the leading axis, to a norm of at most ``bound``."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -361,32 +288,6 @@ def clip_members(parameters: Iterable[Tensor], bound: float) -> None:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-def _of_member(k: int) -> str:
-    return f"val_loss_{k}"
-
-
-class Checkpoints(Checkpoint):
-    """The whole state in one file, after every epoch and every ten minutes within one; replaced in one step."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._saved = time.monotonic()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        due = time.monotonic() - self._saved >= _CHECKPOINT_EVERY.total_seconds()
-        if trainer.world_size > 1:  # all save, or none
-            due = trainer.strategy.broadcast(due)
-        if due:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self._file)
-        self._saved = time.monotonic()
-
-
 class _NoProfiler(PassThroughProfiler):
     """Lightning asks for a context fifty times a step; making them took a tenth of a millisecond."""
 
@@ -394,12 +295,6 @@ class _NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> Any:
         return self._NOTHING
-
-
-def _validated(trainer: L.Trainer, module: TrainingModule) -> dict[str, Tensor]:
-    """The weights that the validation loss is of."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, MovingAverage)]  # type: ignore[attr-defined]
-    return averages[0].weights() if averages else module.estimator.state_dict()
 
 
 def _trainer(
@@ -428,10 +323,6 @@ def _trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def _comparable(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf
 
 
 def _tell_constant(seen: Ranges) -> None:

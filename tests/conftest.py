@@ -29,6 +29,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What draws without a seed of its own (new networks, sbi's samplers) draws the same in every run."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - sbi draws from it
+
+
 @pytest.fixture
 def line() -> Line:
     return Line()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 import simfer
 from simfer.data.batch import Batch
-from simfer.estimators import training as training_module
+from simfer.estimators import checkpoints
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.estimators.training import TrainingModule
 
@@ -43,7 +42,7 @@ def test_resumed_equals_uninterrupted(line, pairs, tmp_path: Path, monkeypatch: 
             raise StopError
         return step(self, rows, index)
 
-    monkeypatch.setattr(training_module, "_CHECKPOINT_EVERY", datetime.timedelta(0))
+    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(TrainingModule, "training_step", stopping)
         with pytest.raises(StopError):

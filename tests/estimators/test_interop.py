@@ -80,12 +80,13 @@ def test_sbis_posteriors_take_our_density(estimator) -> None:
     direct = DirectPosterior(adapter, NORMAL.torch)
     potential, transform = posterior_estimator_based_potential(adapter, NORMAL.torch, x)
     mcmc = MCMCPosterior(potential, NORMAL.torch, transform, num_chains=50, warmup_steps=20, thin=1)
-    for draws in (
-        direct.sample((2000,), x=x, show_progress_bars=False),
-        mcmc.sample((2000,), x=x, show_progress_bars=False),
-    ):
+    for posterior, tolerance in (
+        (direct, 0.03),
+        (mcmc, 0.05),
+    ):  # five standard errors: draws of a chain are not independent
+        draws = posterior.sample((2000,), x=x, show_progress_bars=False)
         assert (draws.mean(0) - x[0]).abs().max() < 0.1
-        torch.testing.assert_close(draws.T.cov(), EXACT, atol=0.03, rtol=0)
+        torch.testing.assert_close(draws.T.cov(), EXACT, atol=tolerance, rtol=0)
     assert direct.log_prob(x, x=x).item() == pytest.approx(-np.log(2 * np.pi * 0.2), abs=0.02)
 
 

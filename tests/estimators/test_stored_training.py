@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from simfer.data.batch import Batch
 from simfer.data.errors import ConfigError, CorruptStoreError, NotFiniteError, ShapeError
 from simfer.data.loaders import valid_rows
 from simfer.data.store import SimulationStore
-from simfer.estimators import training as training_module
+from simfer.estimators import checkpoints
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.estimators.training import Hardware, TrainingModule
 
@@ -88,7 +87,7 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(
             raise StopError
         return step(self, rows, index)
 
-    monkeypatch.setattr(training_module, "_CHECKPOINT_EVERY", datetime.timedelta(0))
+    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(TrainingModule, "training_step", stopping)
         with pytest.raises(StopError):

@@ -1,0 +1,41 @@
+"""When the state of a training is saved: never for more than a hundredth of its time, and every ten minutes at least."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+_EVERY = 600.0
+_SHARE = 0.01
+
+
+class Checkpoints(Checkpoint):
+    """The whole state in one file, replaced in one step.
+
+    Saved after an epoch if that costs at most a hundredth of the time since the last save, judged by what the last one cost,
+    and after any step once ten minutes have passed. A training goes on from any of them with the same losses.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._saved, self._cost = time.monotonic(), 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._save_after(trainer, _EVERY)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save_after(trainer, min(_EVERY, self._cost / _SHARE))
+
+    def _save_after(self, trainer: L.Trainer, seconds: float) -> None:
+        due = time.monotonic() - self._saved >= seconds
+        if trainer.world_size > 1:  # all save, or none
+            due = trainer.strategy.broadcast(due)
+        if due:
+            started = time.monotonic()
+            trainer.save_checkpoint(self._file)
+            self._saved = time.monotonic()
+            self._cost = self._saved - started
