@@ -17,7 +17,7 @@ class Checkpoints(Checkpoint):
     """The whole state in one file, replaced in one step.
 
     Saved after an epoch if that costs at most a hundredth of the time since the last save, judged by what the last one cost,
-    and after any step once ten minutes have passed. A training goes on from any of them with the same losses.
+    after the last epoch, and after any step once ten minutes have passed. A training goes on from any of them with the same losses.
     """
 
     def __init__(self, file: Path) -> None:
@@ -28,7 +28,8 @@ class Checkpoints(Checkpoint):
         self._save_after(trainer, _EVERY)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save_after(trainer, min(_EVERY, self._cost / _SHARE))
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        self._save_after(trainer, 0.0 if last else min(_EVERY, self._cost / _SHARE))
 
     def _save_after(self, trainer: L.Trainer, seconds: float) -> None:
         due = time.monotonic() - self._saved >= seconds

@@ -26,7 +26,10 @@ from ..data.variables import Variables
 from ..simulators.prior import Prior
 from .base import Estimator, Posterior
 from .embeddings.own import with_classes
-from .ensemble import Ensemble, member_seeds
+from .ensemble import Ensemble
+from .likelihood_ensemble import LikelihoodEnsemble
+from .members import member_seeds
+from .potential import LikelihoodEstimator
 from .settings import EstimatorSettings
 
 _RANGE = "range:"  # before the names of the training data's ranges in the file of weights
@@ -98,7 +101,8 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
     if settings.ensemble > 1:
         alone = settings.model_copy(update={"ensemble": 1})
         seeds = member_seeds(seed, settings.ensemble)
-        return Ensemble([build_estimator(prior, observables, alone, own) for own in seeds])
+        members = [build_estimator(prior, observables, alone, own) for own in seeds]
+        return LikelihoodEnsemble(members) if isinstance(members[0], LikelihoodEstimator) else Ensemble(members)
     kind: type[Estimator] = registry.resolve("estimators", settings.method)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -50,6 +50,8 @@ class NLE(Estimator):
         ConfigError: An embedding, which would change what the density is of; or imputation; or nothing but context.
     """
 
+    normalised = True
+
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__(prior, observables, settings)
         require_plain(settings)

@@ -48,6 +48,8 @@ from .settings import EstimatorSettings, RatioSettings
 class NRE(Estimator):
     """A residual network over [z, embedding of x]. Context is part of x: the ratio given context has the same posterior."""
 
+    normalised = False
+
     def __init__(self, prior: Prior, observables: Variables, settings: EstimatorSettings) -> None:
         super().__init__(prior, observables, settings)
         self.prior, self.observables, self.settings = prior, observables, settings

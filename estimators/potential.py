@@ -37,6 +37,7 @@ class LikelihoodEstimator(Protocol):
     observables: Variables
     settings: EstimatorSettings
     validity: ValidityLogit | None
+    normalised: bool  # whether exp(`log_factor`) integrates to one over x, so that rows of different x can be compared
 
     def encode(self, x: dict[str, Tensor]) -> Float[Tensor, "rows prepared"]:
         """All of x that `log_factor` needs, in float64."""

@@ -261,9 +261,9 @@ def _distribution(optuna: ModuleType, dimension: Dimension) -> Any:
 
 
 def _loss(model: Model) -> float:
-    """The best validation loss: of an ensemble that of the mixture."""
-    ensemble = model.facts.get("ensemble")
-    return float(ensemble["loss"]["mixture"] if ensemble else min(model.facts["loss"]["validation"]))
+    """The best validation loss: of an ensemble that of the mixture, where it has one."""
+    losses = model.facts.get("ensemble", {}).get("loss")
+    return float(losses["mixture"] if losses else min(model.facts["loss"]["validation"]))
 
 
 def _best(trials: tuple[Trial, ...]) -> Trial:

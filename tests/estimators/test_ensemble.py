@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 import simfer
 from simfer.data.batch import Batch
@@ -17,10 +19,18 @@ from simfer.data.errors import ShapeError, UnsupportedError
 from simfer.data.loaders import as_batch
 from simfer.estimators.base import Estimator, Posterior, seeded
 from simfer.estimators.direct import log_prob
-from simfer.estimators.ensemble import Ensemble, member_seeds, stacking_weights
+from simfer.estimators.ensemble import Ensemble
+from simfer.estimators.likelihood_ensemble import LikelihoodEnsemble
+from simfer.estimators.members import member_seeds, stacking_weights
 from simfer.estimators.model import build_estimator
 from simfer.estimators.npe import NPE
-from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
+from simfer.estimators.settings import (
+    EmbeddingSettings,
+    EstimatorSettings,
+    FlowSettings,
+    RatioSettings,
+    TrainingSettings,
+)
 from simfer.estimators.train import split
 from simfer.estimators.training import clip_members, train_estimator
 from simfer.simulators.prior import Prior
@@ -30,7 +40,10 @@ SETTINGS = {
     "nsf": EstimatorSettings(flow=FlowSettings(kind="nsf", transforms=2, hidden=(16, 16)), embedding=SMALL),
     "maf": EstimatorSettings(flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL),
     "gmm": EstimatorSettings(flow=FlowSettings(kind="gmm", components=3, hidden=(16,)), embedding=SMALL),
+    "nle": EstimatorSettings(method="nle", flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16))),
+    "nre": EstimatorSettings(method="nre", ratio=RatioSettings(hidden=(16,)), embedding=SMALL),
 }
+LIKELIHOODS = {"nle": "log_likelihood", "nre": "log_ratio"}
 TRAINING = TrainingSettings(epochs=4, batch_size=50, learning_rate=3e-3, clip=0.5)
 SEED = 4
 
@@ -50,9 +63,9 @@ def batch(pairs) -> Batch:
     return as_batch(pairs[0][:40], {"x": pairs[1][:40]})
 
 
-def ensemble(line, name: str = "maf", members: int = 3) -> Ensemble:
+def ensemble(line, name: str = "maf", members: int = 3) -> Any:
     built = build_estimator(line.prior, line.observables, of(name, members), SEED)
-    assert isinstance(built, Ensemble)
+    assert isinstance(built, LikelihoodEnsemble if name in LIKELIHOODS else Ensemble)
     return built
 
 
@@ -60,7 +73,7 @@ def alone(line, name: str, members: int = 3) -> list[Estimator]:
     return [build_estimator(line.prior, line.observables, SETTINGS[name], seed) for seed in member_seeds(SEED, members)]
 
 
-def weighted(line, weights: list[float], name: str = "maf") -> Ensemble:
+def weighted(line, weights: list[float], name: str = "maf") -> Any:
     made = ensemble(line, name, len(weights))
     made.log_weights.copy_(torch.tensor(weights).log())
     return made
@@ -107,7 +120,7 @@ def test_a_members_gradient_is_bounded_by_its_own_norm(line, batch: Batch) -> No
             torch.testing.assert_close(stacked.grad[k], own.grad, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["nsf", "maf"])
+@pytest.mark.parametrize("name", ["nsf", "maf", *LIKELIHOODS])
 def test_training_in_one_pass_is_training_each_alone(line, pairs, name: str) -> None:
     learn, validate = split(as_batch(pairs[0], {"x": pairs[1]}), 0.2)
     together, members = ensemble(line, name), alone(line, name)
@@ -327,6 +340,51 @@ class OnlyLoss(Estimator):
 
     def posterior(self, prior: Prior) -> Posterior:
         raise NotImplementedError
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods_are_mixed_observation_by_observation(line, batch: Batch, name: str) -> None:
+    weights = [0.6, 0.3, 0.1]
+    made, theta, x = weighted(line, weights, name), batch.theta[:5].double(), batch.x["x"]
+    each = torch.stack([getattr(m, LIKELIHOODS[name])(theta, x[:5]) for m in alone(line, name)])
+    mixed = torch.logsumexp(each + torch.tensor(weights).log()[:, None], 0)
+    torch.testing.assert_close(made.log_likelihood(theta, x[:5]), mixed, atol=1e-5, rtol=1e-5)
+    one_by_one = [made.log_likelihood(theta, row.expand(5, -1)) for row in x[:4]]
+    torch.testing.assert_close(made.log_likelihood(theta, x[:4], iid=True), sum(one_by_one), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_mixtures_posterior_is_right_and_kept(line, pairs, name: str, tmp_path: Path) -> None:
+    """theta given x is N(0.8 x, 0.2) for each of two parameters."""
+    training = TrainingSettings(epochs=30, batch_size=50, learning_rate=5e-3)
+    model = simfer.train(*pairs, line.prior, estimator=of(name, 3), training=training, seed=SEED)
+    x = np.array([[0.5, -1.0]])
+    draws = model.posterior.sample((2000,), x, seed=1)
+    assert (draws.mean(0) - torch.tensor([0.4, -0.8])).abs().max() < 0.25
+    assert (draws.std(0) / 0.2**0.5 - 1).abs().max() < 0.25
+    model.save(tmp_path / "model")
+    again = simfer.load(tmp_path / "model").posterior
+    assert torch.equal(again.sample((50,), x, seed=1), model.posterior.sample((50,), x, seed=1))
+    facts = model.facts["ensemble"]
+    assert sum(facts["weights"]) == pytest.approx(1.0)
+    if name == "nle":
+        assert facts["loss"]["mixture"] <= min(facts["loss"]["members"]) + 1e-6
+    else:
+        np.testing.assert_allclose(facts["weights"], 1 / 3)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_members_share_the_probability_of_being_valid(line, batch: Batch, name: str) -> None:
+    plain, failing = (
+        build_estimator(line.prior, line.observables, of(name, 2).model_copy(update={"failures": failures}), SEED)
+        for failures in (False, True)
+    )
+    theta, x = batch.theta[:5].double(), batch.x["x"][:5]
+    valid = logsigmoid(failing.get_submodule("validity")(line.prior.to_unconstrained(theta).float()))
+    torch.testing.assert_close(
+        failing.log_likelihood(theta, x), plain.log_likelihood(theta, x) + valid.double(), atol=1e-5, rtol=1e-5
+    )
+    assert not any("validity" in name for name in failing.member.state_dict())
 
 
 def test_a_method_without_a_density_of_theta_is_refused_by_name(line) -> None:
