@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +15,11 @@ from simfer.data.batch import Batch
 from simfer.data.errors import ConfigError, CorruptStoreError, NotFiniteError, ShapeError
 from simfer.data.loaders import valid_rows
 from simfer.data.store import SimulationStore
+from simfer.data.streaming import StoredRows
 from simfer.estimators import checkpoints
+from simfer.estimators.model import build_estimator
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
-from simfer.estimators.training import Hardware, TrainingModule
+from simfer.estimators.training import Hardware, TrainingModule, train_estimator
 
 ESTIMATOR = EstimatorSettings(
     flow=FlowSettings(kind="maf", transforms=2, hidden=(16,)), embedding=EmbeddingSettings(kind="none"), whiten=True
@@ -138,3 +141,16 @@ def test_a_transform_that_does_not_fit_is_named_over_all_rows(store) -> None:
     wrong = ESTIMATOR.model_copy(update={"transforms": {"x": "log"}})
     with pytest.raises(NotFiniteError, match=f"`x` is not finite after `log` in {negative} of 1791 rows"):
         simfer.train(store, estimator=wrong, training=settings("stream"))
+
+
+def test_one_reader_or_several_train_the_same(line, store) -> None:
+    def trained(threads: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        first = np.arange(1990) < 1800
+        parts = [StoredRows(store, keep, 10**8, buffer_rows=500, threads=threads) for keep in (first, ~first)]
+        network = build_estimator(line.prior, line.observables, ESTIMATOR, 1)
+        return train_estimator(network, *parts, settings(epochs=2)).train, network.state_dict()
+
+    (losses, weights), (others, same) = trained(1), trained(2)
+    assert losses == others
+    for name, value in weights.items():
+        assert torch.equal(value, same[name]), name
