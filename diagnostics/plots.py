@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..data.variables import Variables
+    from .attacks.attack import AttackSet
     from .base import CheckResult
 
 INK, ACCENT, PALE = "#1b2a41", "#c8553d", "#b8c4d6"
@@ -31,6 +32,25 @@ def draw_ecdf_difference(result: CheckResult, axes: Axes) -> None:
     if 1 < len(ecdfs) <= 12:
         axes.legend(frameon=False, fontsize=8)
     _title(result, axes)
+
+
+def draw_attack(found: AttackSet, axes: Axes | None = None) -> Axes:
+    """Median divergence over ε with its 15-85 % band, under attack and under noise of the same size."""
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        axes = plt.subplots(figsize=(4.5, 3.4), layout="constrained")[1]
+    for moved, label, color in (
+        (found.moved, "attack", ACCENT),
+        (found.moved_by_noise, "noise of that size", _CYCLE[0]),
+    ):
+        low, median, high = np.quantile(np.clip(moved[found.formula], 1e-7, None), [0.15, 0.5, 0.85], axis=1)
+        axes.fill_between(found.eps, low, high, color=color, alpha=0.2, lw=0)
+        axes.plot(found.eps, median, "o-", color=color, lw=1.6, ms=4, label=label)
+    axes.set(xscale="log", yscale="log", xlabel=f"size ε of the perturbation ({found.norm})")
+    axes.set_ylabel(f"{found.formula} [nats]".replace("~", "′").replace("||", "‖"))
+    axes.legend(frameon=False, fontsize=8)
+    return axes
 
 
 def draw_predictive(result: CheckResult, axes: Axes) -> None:

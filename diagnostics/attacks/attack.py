@@ -1,0 +1,280 @@
+r"""Attacks of any posterior, and what they did to it: divergences over ε, coverage under attack, beside noise of the same size.
+
+For every observation the worst :math:`\tilde x` in a ball around x, as Gloeckler, Deistler & Macke (2023),
+https://arxiv.org/abs/2305.14984, look for it; their settings are the defaults.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from ...data.errors import ConfigError, UnknownNameError, did_you_mean
+from ...data.ranges import OutsideTrainingWarning
+from ...data.results import read_tree, tree, write_tree
+from ...data.variables import Variables
+from ...estimators.base import Posterior, XLike, named_rows, seeded
+from .balls import Ball, ball
+from .divergences import ATTACKED_CLEAN, CLEAN_ATTACKED, DIVERGENCES, Divergence
+from .region import Region, region
+from .search import SEARCHES, Search, noise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_AT_ONCE = 2**18  # draws × observations in one evaluation: what memory holds
+_EVALUATION = {"attacked_clean": ATTACKED_CLEAN, "clean_attacked": CLEAN_ATTACKED}
+
+
+@dataclass(frozen=True, slots=True)
+class AttackSet:
+    """Observations, what attacks and noise made of them, and how far the posterior moved.
+
+    Attributes:
+        observables: What x consists of.
+        norm: Of the ball.
+        eps: Sizes, in units of the data.
+        radius: Sizes, in the units of the ball.
+        x: All entries of each observation.
+        attacked: The worst that was found of each, for every size.
+        noisy: A uniform draw of the ball around each.
+        moved: Formula → divergence of each attacked observation in nats.
+        moved_by_noise: The same of noise.
+        ranks: Share of draws that are denser than the truth: of clean observations, then for every size; empty without
+            truths.
+    """
+
+    observables: Variables
+    norm: str
+    eps: Float[np.ndarray, "size"]
+    radius: Float[np.ndarray, "size"]
+    x: Float[np.ndarray, "observation entry"]
+    attacked: Float[np.ndarray, "size observation entry"]
+    noisy: Float[np.ndarray, "size observation entry"]
+    moved: Mapping[str, Float[np.ndarray, "size observation"]]
+    moved_by_noise: Mapping[str, Float[np.ndarray, "size observation"]]
+    ranks: Float[np.ndarray, "sets observation"] = field(default_factory=lambda: np.empty((0, 0)))
+
+    @property
+    def formula(self) -> str:
+        """The divergence that figures show: KL(q(.|x~) || q(.|x)) where there is one."""
+        return next(iter(self.moved))
+
+    def median(self, formula: str | None = None) -> Float[np.ndarray, "size"]:
+        """Median over observations of a divergence under attack."""
+        return np.median(self.moved[formula or self.formula], 1)
+
+    def coverage(self, level: float = 0.9) -> Float[np.ndarray, "sets"]:
+        """How often the region of highest density of this credibility holds the truth: clean, then for every size."""
+        return (self.ranks <= level).mean(1)
+
+    def worst(self, size: int = 0) -> int:
+        """Which observation the attack of this size moves the posterior of most."""
+        return int(np.argmax(self.moved[self.formula][size]))
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Divergence over ε, with noise of the same size."""
+        from ..plots import draw_attack
+
+        return draw_attack(self, axes)
+
+    def save(self, path: Path) -> None:
+        """Write as a DataTree in Zarr."""
+        sized = ("size", "observation")
+        arrays: dict[str, Any] = {
+            "eps": ("size", self.eps),
+            "radius": ("size", self.radius),
+            "x": (("observation", "entry"), self.x),
+            "attacked": ((*sized, "entry"), self.attacked),
+            "noisy": ((*sized, "entry"), self.noisy),
+            "ranks": (("sets", "truth"), self.ranks),
+        }
+        for name, formula in _EVALUATION.items():
+            if formula in self.moved:
+                arrays[name], arrays[f"{name}_noise"] = (
+                    (sized, self.moved[formula]),
+                    (sized, self.moved_by_noise[formula]),
+                )
+        described = {"norm": self.norm, "observables": self.observables.to_json()}
+        write_tree(tree({"attack": xr.Dataset(arrays)}, described), path)
+
+    @classmethod
+    def load(cls, path: Path) -> AttackSet:
+        """Read what `save` wrote.
+
+        Raises:
+            MissingFileError: Nothing there.
+        """
+        found = read_tree(path)
+        arrays = {str(name): values.to_numpy() for name, values in found["attack"].data_vars.items()}
+        moved, by_noise = (
+            {f: arrays.pop(name + end) for name, f in _EVALUATION.items() if name + end in arrays}
+            for end in ("", "_noise")
+        )
+        observables = Variables.from_json(found.attrs["observables"])
+        return cls(observables, found.attrs["norm"], **arrays, moved=moved, moved_by_noise=by_noise)
+
+
+def attack(
+    posterior: Posterior,
+    x: XLike,
+    eps: float | Sequence[float] = (0.1, 0.3, 1.0),
+    *,
+    theta: Any = None,
+    norm: str = "l2",
+    divergence: str | Divergence = "attacked_clean",
+    search: str = "pgd",
+    units: str = "global",
+    noise: Any = None,
+    fixed: Collection[str] = (),
+    clip: bool = True,
+    steps: int = 200,
+    draws: int = 5,
+    restarts: int = 1,
+    evaluation: int = 256,
+    coverage_draws: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda evaluations: None,
+) -> AttackSet:
+    """Look for the perturbation of each observation, of at most a given size, that moves its posterior most.
+
+    Args:
+        posterior: With gradients in x. One of Markov chains needs ``divergence="clean_attacked"``.
+        x: One row per observation, all attacked at once.
+        eps: Sizes, in ``units``.
+        theta: The truth of each, shape ``(observation, parameter)``; with it coverage under attack is measured.
+        norm: ``l1``, ``l2`` or ``linf``.
+        divergence: What is raised: ``attacked_clean`` KL(q(.|x~) || q(.|x)), ``clean_attacked`` KL(q(.|x) || q(.|x~)), ``mmd``,
+            or `Away` from or `Toward` some theta.
+        search: ``pgd``, ``adam``, ``random`` (without gradients) or ``noise``.
+        units: What ε = 1 is: ``global`` or ``feature``; see `region`.
+        noise: Standard deviations or covariance of measurement errors, which then are the unit.
+        fixed: Observables that stay as they are.
+        clip: Whether to stay within the range of the data, besides what their support demands.
+        steps: Of each search.
+        draws: For each estimate of a divergence while searching.
+        restarts: Searches from other starts, of which the best is kept.
+        evaluation: Draws for the divergences that are reported.
+        coverage_draws: Draws for each rank.
+        seed: Of starts and draws.
+        progress: Called with the number of evaluations made since the last call.
+
+    Raises:
+        ConfigError: A size that is not positive, or a ball that holds all data.
+        UnknownNameError: No such norm, divergence, search or units.
+        UnsupportedError: A posterior whose draws have no gradient, where the divergence needs one.
+        ShapeError: Names or shapes do not fit.
+        NotFiniteError: An entry of x is no number.
+    """
+    rows = {name: values.numpy() for name, values in named_rows(x, posterior.observables).items()}
+    where = region(posterior.observables, rows, units=units, noise=noise, fixed=fixed, clip=clip)
+    sizes = np.atleast_1d(np.asarray(eps, dtype=float))
+    around, raised = ball(norm), _named(divergence, DIVERGENCES, "divergence")
+    find = _named(search, SEARCHES, "search")
+    _check_sizes(sizes, where, around, clip)
+    plan = _Plan(posterior, raised, find, around, steps, draws, restarts, evaluation, progress)
+    with warnings.catch_warnings(), seeded(seed):
+        warnings.simplefilter("ignore", OutsideTrainingWarning)  # attacks leave the data; that is what they are for
+        attacked = torch.stack([plan.worst(where, size * where.unit) for size in sizes])
+        noisy = torch.stack([_noisy(where, around, size * where.unit) for size in sizes])
+        moved, by_noise = (plan.measured(where, found) for found in (attacked, noisy))
+        sets = [] if theta is None else [where.named(found) for found in (where.x, *attacked)]
+        ranks = [_ranks(posterior, found, np.asarray(theta), coverage_draws) for found in sets]
+    before, after, aside = (values.double().numpy() for values in (where.x, attacked, noisy))
+    measured: dict[str, Any] = {
+        "moved": moved,
+        "moved_by_noise": by_noise,
+        **({"ranks": np.stack(ranks)} if ranks else {}),
+    }
+    return AttackSet(posterior.observables, norm, sizes, sizes * where.unit, before, after, aside, **measured)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How each size is attacked."""
+
+    posterior: Posterior
+    divergence: Divergence
+    find: Search
+    ball: Ball
+    steps: int
+    draws: int
+    restarts: int
+    evaluation: int
+    progress: Callable[[int], None]
+
+    def worst(self, where: Region, radius: float) -> Float[Tensor, "rows entry"]:
+        """The best of all restarts."""
+        clean = where.named(where.x)
+        moved = self.divergence(self.posterior, clean, self.draws)
+
+        def objective(x: Tensor) -> Tensor:
+            self.progress(1)
+            return moved(where.named(x))
+
+        found = (self.find(objective, where, self.ball, radius, self.steps) for _ in range(self.restarts))
+        tries = torch.stack([where.settled(where.at(u), self.ball, radius) for u in found])
+        if self.restarts == 1:
+            return tries[0]
+        judged = self.divergence(self.posterior, clean, self.evaluation)
+        with torch.no_grad():
+            best = torch.stack([judged(where.named(x)) for x in tries]).argmax(0)
+        return tries[best, torch.arange(len(best))]
+
+    @torch.no_grad()
+    def measured(self, where: Region, found: Float[Tensor, "size rows entry"]) -> dict[str, np.ndarray]:
+        """Both KL divergences, as far as the posterior has them."""
+        names = list(_EVALUATION) if hasattr(self.posterior, "rsample_stratified") else ["clean_attacked"]
+        return {
+            _EVALUATION[name]: np.stack([self._measured(DIVERGENCES[name], where, x) for x in found]) for name in names
+        }
+
+    def _measured(self, divergence: Divergence, where: Region, found: Tensor) -> np.ndarray:
+        portions = zip(*(rows.split(max(1, _AT_ONCE // self.evaluation)) for rows in (where.x, found)), strict=True)
+        values = [
+            divergence(self.posterior, where.named(x), self.evaluation)(where.named(attacked))
+            for x, attacked in portions
+        ]
+        return torch.cat(values).double().cpu().numpy()
+
+
+def _noisy(where: Region, around: Ball, radius: float) -> Tensor:
+    u = noise(lambda x: x[:, 0], where, around, radius, 0)
+    return where.settled(where.at(u), around, radius)
+
+
+def _ranks(posterior: Posterior, x: dict[str, Tensor], theta: np.ndarray, draws: int) -> np.ndarray:
+    _, log_q = posterior.sample_with_log_prob((draws,), x)
+    return (log_q > posterior.log_prob_batched(torch.as_tensor(theta)[None], x)).double().mean(0).cpu().numpy()
+
+
+def _check_sizes(sizes: np.ndarray, where: Region, around: Ball, clip: bool) -> None:
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ConfigError(f"`eps` must be positive; got {', '.join(f'{size:g}' for size in sizes)}")
+    if not clip or where.factor.dim() == 2:
+        return
+    widest = float(around.norm((((where.high - where.low) / where.factor) * where.free)[None])) / where.unit
+    if sizes.max() > widest:
+        raise ConfigError(
+            f"`eps` must be below {widest:.3g}, at which every observation could become every other; got {sizes.max():g}"
+        )
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _named(given: str | _Kind, known: Mapping[str, _Kind], what: str) -> _Kind:
+    if not isinstance(given, str):
+        return given
+    if given not in known:
+        raise UnknownNameError(f"unknown `{what}` `{given}`; {did_you_mean(given, known)}")
+    return known[given]
