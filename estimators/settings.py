@@ -352,6 +352,24 @@ class EstimatorSettings(DensitySettings):
     failures: bool = False
 
 
+class FisherSettings(Settings):
+    """Fisher-information regularisation: posteriors that small changes of x move little; see `robust.fisher`.
+
+    Attributes:
+        beta: Weight of the trace of the Fisher information of q(theta | x) in x; its unit is that of x, squared.
+        kind: ``trace``, or ``largest`` eigenvalue.
+        draws: Of theta for each estimate; an eigenvalue needs several.
+        rows: Of each batch that the estimate is made of; all when None.
+        every: In which steps, with that many times the weight.
+    """
+
+    beta: PositiveFloat
+    kind: Literal["trace", "largest"] = "trace"
+    draws: PositiveInt = 1
+    rows: PositiveInt | None = 128
+    every: PositiveInt = 4
+
+
 class TrainingSettings(Settings):
     """Optimisation: AdamW, linear warm-up, cosine decay to zero, early stopping, best weights kept.
 
@@ -366,6 +384,7 @@ class TrainingSettings(Settings):
         patience: Epochs without a better validation loss before stopping.
         validation: Fraction of the rows kept for the validation loss.
         ema: Decay of an exponential moving average of the weights, which is validated and kept in their place; None for none.
+        fisher: An addition to the objective that makes the posterior robust against small changes of x.
         loader: Where rows are kept: ``device``, ``memory``, or ``stream``ed from the store; ``auto`` streams what exceeds
             the memory budget and keeps on the device what fits there. Streaming shuffles otherwise, so results differ
             from those of the first two, which are the same.
@@ -380,6 +399,7 @@ class TrainingSettings(Settings):
     patience: NonNegativeInt = 15
     validation: float = Field(default=0.1, gt=0, lt=1)
     ema: float | None = Field(default=0.99, gt=0, lt=1)
+    fisher: FisherSettings | None = None
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
 
 

@@ -125,6 +125,8 @@ def _train_inputs(job: Job) -> dict[str, Any]:
         train["loader"] = "memory"
     if config.train.method != "nre":
         train.pop("ratio")
+    if config.train.fisher is None:
+        train.pop("fisher")
     own: dict[str, Any] = {}
     if config.train.rounds > 1:
         own = {"observation": {name: values.tolist() for name, values in (job.observation or {}).items()}}
@@ -160,7 +162,7 @@ def _train(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         "loader": facts["loader"]["kind"],
         "weights": facts["weights"],
         "transforms": facts["transforms"],
-        **({"ensemble": facts["ensemble"]} if "ensemble" in facts else {}),
+        **{name: facts[name] for name in ("ensemble", "fisher") if name in facts},
     }
 
 
