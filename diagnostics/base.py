@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 import numpy as np
 
-from .calibration import CalibrationSet
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -31,6 +29,7 @@ class CheckResult:
         advice: One sentence: what to do.
         blind_to: One sentence: what this check cannot see.
         curves: The arrays of its figure.
+        null: What fails as often as ``threshold`` says.
     """
 
     name: str
@@ -44,6 +43,7 @@ class CheckResult:
     blind_to: str
     curves: Mapping[str, np.ndarray] = field(repr=False)
     draw: Callable[[CheckResult, Axes], None] = field(repr=False, compare=False)
+    null: str = "A correct posterior"
 
     @property
     def passed(self) -> bool:
@@ -66,11 +66,11 @@ class CheckResult:
 
 @runtime_checkable
 class Check(Protocol):
-    """One question asked of a calibration set; its options are the fields of a frozen dataclass."""
+    """One question asked of a calibration set, or of an attack set; its options are the fields of a frozen dataclass."""
 
     name: ClassVar[str]
 
-    def __call__(self, calibration: CalibrationSet) -> CheckResult: ...
+    def __call__(self, found: Any, /) -> CheckResult: ...
 
 
 def verdict(p_value: float, threshold: float) -> Verdict:

@@ -53,6 +53,12 @@ def draw_attack(found: AttackSet, axes: Axes | None = None) -> Axes:
     return axes
 
 
+def draw_attack_check(found: AttackSet, result: CheckResult, axes: Axes) -> None:
+    """`draw_attack` as the figure of a check."""
+    draw_attack(found, axes)
+    _title(result, axes)
+
+
 def draw_predictive(result: CheckResult, axes: Axes) -> None:
     """Replicated data as bands, the observation as points; the first observable only."""
     name = next(key for key in result.curves if key.startswith("observed:")).removeprefix("observed:")

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..estimators.base import Posterior, XLike
 from ..estimators.interop import from_sbi
+from .attacks.check import Attack, ask
 from .base import Check, CheckResult
 from .calibration import CalibrationSet
 from .coverage import Coverage
@@ -34,7 +35,7 @@ def check(
         theta: Truths from the prior, shape ``(pair, parameter)``; a thousand pairs see errors of a few percent.
         x: One row per pair, simulated at ``theta``.
         draws: Posterior draws per pair, taken once and read by every check.
-        checks: Which; SBC, coverage and TARP when not given.
+        checks: Which; SBC, coverage and TARP when not given; `Attack` besides looks for perturbations.
         seed: Of the draws.
 
     Returns:
@@ -42,4 +43,8 @@ def check(
     """
     asked = posterior if isinstance(posterior, Posterior) else from_sbi(posterior, theta, x)
     calibration = CalibrationSet.draw(asked, np.asarray(theta), x, draws=draws, seed=seed)
-    return {each.name: each(calibration) for each in checks}
+    results = {}
+    for each in checks:
+        attacked = each.attack(asked, np.asarray(theta), x, seed=seed) if isinstance(each, Attack) else None
+        results[each.name] = ask(each, calibration, attacked)
+    return results

@@ -19,6 +19,7 @@ from pydantic import (
 
 from ..data.errors import ConfigError
 from ..estimators.settings import (
+    LIKELIHOODS,
     DensitySettings,
     EstimatorSettings,
     RoundsSettings,
@@ -186,6 +187,14 @@ class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):
     def estimator(self, *, impute: bool) -> EstimatorSettings:
         return EstimatorSettings(**{name: getattr(self, name) for name in DensitySettings.model_fields}, impute=impute)
 
+    @model_validator(mode="after")
+    def _has_a_posterior_to_regularise(self) -> TrainConfig:
+        if self.fisher and self.method in LIKELIHOODS:
+            raise ValueError(
+                f"`fisher` needs a method that learns a density of theta given x; `{self.method}` does not: use npe"
+            )
+        return self
+
     def training(self) -> TrainingSettings:
         return TrainingSettings(**{name: getattr(self, name) for name in TrainingSettings.model_fields})
 
@@ -217,6 +226,14 @@ class DiagnoseConfig(Settings):
     @classmethod
     def _short_forms(cls, checks: Any) -> Any:
         return [_check(item) for item in checks] if isinstance(checks, list | tuple) else checks
+
+    @field_validator("checks", mode="after")
+    @classmethod
+    def _each_once(cls, checks: tuple[CheckConfig, ...]) -> tuple[CheckConfig, ...]:
+        names = [check.name for check in checks]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"every check may be there once; got `{twice[0]}` twice")
+        return checks
 
 
 class RefineConfig(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def _require_likelihood(config: Config, simulator: Simulator) -> None:
 def _check(item: CheckConfig, index: int, found: Problems) -> Check | None:
     with found.at("diagnose", "checks", index, item.name):
         kind = registry.resolve("checks", item.name)
-        fields = list(getattr(kind, "__dataclass_fields__", {}))
+        fields = [field.name for field in dataclasses.fields(kind)]
         for key in item.options:
             if key not in fields:
                 raise ConfigError(f"unknown option `{key}`; {did_you_mean(key, fields)}")

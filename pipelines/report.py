@@ -14,6 +14,8 @@ from ..data.errors import MissingFileError
 from ..data.files import write_json, write_text
 from ..data.results import read_tree
 from ..data.variables import Variables
+from ..diagnostics.attacks import AttackSet
+from ..diagnostics.attacks.check import ask
 from ..diagnostics.base import CheckResult
 from ..diagnostics.calibration import CalibrationSet
 from ..diagnostics.plots import plot_corner, plot_losses
@@ -36,7 +38,8 @@ def check_results(job: Job, folder: RunFolder) -> dict[str, CheckResult]:
     results: dict[str, CheckResult] = {}
     if job.checks and (folder / "calibration.zarr").exists():
         calibration = CalibrationSet.load(folder / "calibration.zarr")
-        results = {check.name: check(calibration) for check in job.checks}
+        attacked = AttackSet.load(folder / "attack.zarr") if (folder / "attack.zarr").exists() else None
+        results = {check.name: ask(check, calibration, attacked) for check in job.checks}
     observables = Variables(job.observed[name] for name in job.simulator.observables.names)
     predictive = _predictive(observables, folder)
     return results | ({predictive.name: predictive} if predictive else {})

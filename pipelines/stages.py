@@ -25,6 +25,7 @@ from .progress import Reporter
 from .rounds import numbers_of, run_rounds, simulations_of
 
 if TYPE_CHECKING:
+    from ..diagnostics.attacks import AttackSet
     from ..estimators.base import Posterior
     from ..estimators.importance import Refined
     from ..estimators.model import Model
@@ -248,6 +249,7 @@ def _sampled(stage: str, posterior: Posterior, reporter: Reporter) -> Numbers:
 def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.loaders import valid_rows
     from ..data.splits import held_out
+    from ..diagnostics.attacks.check import ask
     from ..diagnostics.calibration import CalibrationSet
 
     config = job.config
@@ -260,10 +262,27 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     calibration = CalibrationSet.draw(posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
     calibration.save(folder / "calibration.zarr")
     sampled = _sampled("diagnose", posterior, reporter)
-    results = [check(calibration) for check in job.checks]
+    attacked = _attacked(job, posterior, theta, x, folder, reporter)
+    results = [ask(check, calibration, attacked) for check in job.checks]
     for result in results:
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
     return {"pairs": calibration.pairs, "checks": {result.name: result.to_json() for result in results}, **sampled}
+
+
+def _attacked(
+    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, folder: RunFolder, reporter: Reporter
+) -> AttackSet | None:
+    from ..diagnostics.attacks.check import Attack
+
+    for check in job.checks:
+        if isinstance(check, Attack):
+            with reporter.bar("attack", check.evaluations, "steps") as meter:
+                found = check.attack(
+                    posterior, theta, x, context=job.observed_context, seed=job.config.seed, progress=meter
+                )
+            found.save(folder / "attack.zarr")
+            return found
+    return None
 
 
 def _infer_inputs(job: Job) -> dict[str, Any]:
@@ -408,7 +427,15 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("simulate", (), (STORE,), True, _simulate_inputs, _simulate, _more_rows),
         Stage("train", ("simulate",), ("model", "checkpoints"), True, _train_inputs, _train, sometimes=(ROUNDS,)),
-        Stage("diagnose", ("simulate", "train"), ("calibration.zarr",), False, _diagnose_inputs, _diagnose),
+        Stage(
+            "diagnose",
+            ("simulate", "train"),
+            ("calibration.zarr",),
+            False,
+            _diagnose_inputs,
+            _diagnose,
+            sometimes=("attack.zarr",),
+        ),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
         Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),
     )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ ATTACKED_CLEAN = "KL(q(.|x~) || q(.|x))"
 CLEAN_ATTACKED = "KL(q(.|x) || q(.|x~))"
 
 
+@runtime_checkable
 class Divergence(Protocol):
     """Makes a function of x~ from a posterior and clean observations.
 
@@ -102,13 +103,13 @@ class Away:
     """-log q(theta | x~): away from the true theta, or from any other.
 
     Args:
-        theta: One row per observation.
+        theta: ``(observation, parameter)``.
     """
 
     formula = "-log q(theta|x~)"
     sign = -1.0
 
-    def __init__(self, theta: Float[Tensor, "rows parameter"]) -> None:
+    def __init__(self, theta: Any) -> None:
         self._theta = torch.as_tensor(theta).double()[None]
 
     def __call__(self, posterior: Posterior, x: dict[str, Tensor], draws: int) -> Moved:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...data.errors import ConfigError, ShapeError, UnknownNameError
-from ...data.variables import Arrays, Variables
+from ...data.variables import Arrays, Variable, Variables
 from .balls import Ball
 
 UNITS = ("global", "feature")
@@ -85,7 +85,8 @@ def region(
         units: ``global`` or ``feature``; not looked at with ``noise``.
         noise: Standard deviations of the measurement errors of all entries, flattened, or their covariance.
         fixed: Observables that no perturbation may touch, such as context.
-        clip: Whether to stay between the least and the largest value of all the observations of an observable.
+        clip: Whether to stay between the least and the largest value of an observable in all observations, in units of
+            features those of each entry.
 
     Raises:
         ConfigError: Nothing may change, or nothing varies.
@@ -103,7 +104,8 @@ def region(
     if not free.any():
         raise ConfigError("`fixed` must leave something to be perturbed; got all observables")
     factor, unit = _units(rows, free, units) if noise is None else (_factor(np.asarray(noise), rows.shape[1]), 1.0)
-    bounds = np.concatenate([_bounds(v, x[v.name], clip) for v in observables], 1)
+    each = units == "feature" and noise is None
+    bounds = np.concatenate([_bounds(v, x[v.name].reshape(-1, v.size), clip, each) for v in observables], 1)
     whole = np.repeat([v.support.integer for v in observables], [v.size for v in observables])
     numbers = (torch.from_numpy(part.astype(np.float32)) for part in (rows, factor, *bounds))
     around, scale, low, high = numbers
@@ -134,7 +136,9 @@ def _factor(noise: np.ndarray, entries: int) -> np.ndarray:
     )
 
 
-def _bounds(variable: object, values: np.ndarray, clip: bool) -> np.ndarray:
-    support, size = variable.support, variable.size  # type: ignore[attr-defined]
-    low, high = (values.min(), values.max()) if clip else (support.low, support.high)
-    return np.stack([np.full(size, max(low, support.low)), np.full(size, min(high, support.high))])
+def _bounds(variable: Variable, values: np.ndarray, clip: bool, each: bool) -> np.ndarray:
+    """Least and largest value of every entry: of all entries of the observable together, unless they are of several kinds."""
+    support, axis = variable.support, 0 if each else None
+    low, high = (values.min(axis), values.max(axis)) if clip else (support.low, support.high)
+    limits = np.maximum(low, support.low), np.minimum(high, support.high)
+    return np.stack([np.broadcast_to(limit, variable.size) for limit in limits])

@@ -1,0 +1,166 @@
+r"""The check: does a small perturbation, chosen badly, move the posterior far?
+
+The hypothesis is that at least half of the observations are moved by no more than ``most`` nats by the smallest perturbation;
+the p-value is that of the sign test. An exact posterior can fail: it says that the data decide more sharply than they may be
+known, not that training went wrong. Beside the attack stands noise of the same size, and the coverage that is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.stats
+
+from ...data.errors import ConfigError, UnknownNameError, did_you_mean
+from ...estimators.base import Posterior, XLike
+from ..base import CheckResult, says_p, verdict
+from ..plots import draw_attack_check
+from .attack import AttackSet, attack
+from .balls import ball
+from .region import UNITS
+from .search import SEARCHES
+
+BLIND_TO = (
+    "An attack that was not found may be worse than the one that was; errors of the model that are larger than the "
+    "perturbation, or of another kind, are not looked for."
+)
+_LEVEL = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """Perturbations of several sizes.
+
+    Args:
+        eps: Sizes, in units of the spread of the data; the smallest is judged.
+        norm: ``l1``, ``l2`` or ``linf``.
+        units: ``global`` or ``feature``.
+        noise: Standard deviation of the measurement errors, one number or one per entry of x, in place of ``units``.
+        fixed: Observables that stay as they are; context always does.
+        search: ``pgd``, ``adam`` or ``random``.
+        steps: Of the search.
+        restarts: Of the search.
+        observations: How many of the held-out pairs are attacked.
+        most: Nats that the median observation may be moved by the smallest perturbation.
+        alpha: A posterior for which the median is just that fails this often.
+    """
+
+    eps: tuple[float, ...] = (0.1, 0.3, 1.0)
+    norm: str = "l2"
+    units: str = "global"
+    noise: float | tuple[float, ...] | None = None
+    fixed: tuple[str, ...] = ()
+    search: str = "pgd"
+    steps: int = 200
+    restarts: int = 1
+    observations: int = 100
+    most: float = 1.0
+    alpha: float = 1e-3
+    name: ClassVar[str] = "attack"
+
+    def __post_init__(self) -> None:
+        for option in ("eps", "fixed", "noise"):
+            if isinstance(value := getattr(self, option), list):
+                object.__setattr__(self, option, tuple(value))
+        sizes = self.eps if isinstance(self.eps, tuple) else (self.eps,)
+        if not sizes or not all(isinstance(size, int | float) and size > 0 for size in sizes):
+            raise ConfigError(f"`eps` must be positive numbers; got {self.eps}")
+        object.__setattr__(self, "eps", tuple(sorted(sizes)))
+        ball(self.norm)
+        if self.search not in SEARCHES:
+            raise UnknownNameError(f"unknown `search` `{self.search}`; {did_you_mean(self.search, SEARCHES)}")
+        if self.units not in UNITS:
+            raise UnknownNameError(f"unknown `units` `{self.units}`; {did_you_mean(self.units, UNITS)}")
+        for option, least in (("steps", 1), ("restarts", 1), ("observations", 10)):
+            if not isinstance(getattr(self, option), int) or getattr(self, option) < least:
+                raise ConfigError(f"`{option}` must be a whole number, {least} at least; got {getattr(self, option)}")
+
+    @property
+    def evaluations(self) -> int:
+        """How often the search asks the posterior, of all observations at once."""
+        return len(self.eps) * self.restarts * (self.steps + (self.search == "random"))
+
+    def attack(
+        self,
+        posterior: Posterior,
+        theta: np.ndarray,
+        x: XLike,
+        *,
+        context: Collection[str] = (),
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda evaluations: None,
+    ) -> AttackSet:
+        """Attack the first observations; coverage is of theirs."""
+        rows = posterior.observables.rows(x)
+        some = {name: values[: self.observations] for name, values in rows.items()}
+        sizes = sum(v.size for v in posterior.observables)
+        return attack(
+            posterior,
+            some,
+            self.eps,
+            theta=theta[: self.observations],
+            norm=self.norm,
+            divergence="attacked_clean" if hasattr(posterior, "rsample_stratified") else "clean_attacked",
+            search=self.search,
+            units=self.units,
+            noise=None if self.noise is None else np.broadcast_to(np.asarray(self.noise, dtype=float), sizes),
+            fixed={*self.fixed, *context},
+            steps=self.steps,
+            restarts=self.restarts,
+            seed=seed,
+            progress=progress,
+        )
+
+    def __call__(self, found: AttackSet) -> CheckResult:
+        moved, by_noise = found.moved[found.formula][0], found.moved_by_noise[found.formula][0]
+        p_value = float(scipy.stats.binom.cdf((moved <= self.most).sum(), len(moved), 0.5))
+        finding, advice = self._words(found, p_value)
+        statistics = {f"median_{size:g}": float(value) for size, value in zip(found.eps, found.median(), strict=True)}
+        statistics |= {
+            f"noise_{size:g}": float(np.median(values))
+            for size, values in zip(found.eps, found.moved_by_noise[found.formula], strict=True)
+        }
+        statistics["times_noise"] = float(np.median(moved) / max(np.median(by_noise), 1e-7))
+        if len(found.ranks):
+            statistics["coverage_0.9"], *under = (float(share) for share in found.coverage(_LEVEL))
+            statistics |= {f"coverage_0.9_at_{size:g}": share for size, share in zip(found.eps, under, strict=True)}
+        return CheckResult(
+            name=self.name,
+            title="Adversarial robustness",
+            verdict=verdict(p_value, self.alpha),
+            p_value=p_value,
+            threshold=self.alpha,
+            statistics=statistics,
+            finding=finding,
+            advice=advice,
+            blind_to=BLIND_TO,
+            curves={"moved": found.moved[found.formula], "eps": found.eps},
+            draw=lambda result, axes: draw_attack_check(found, result, axes),
+            null="A posterior just at the limit",
+        )
+
+    def _words(self, found: AttackSet, p_value: float) -> tuple[str, str]:
+        size = found.eps[0]
+        median, noise = (
+            max(float(np.median(moved[found.formula][0])), 0.0) for moved in (found.moved, found.moved_by_noise)
+        )
+        unit = "standard deviations of the noise" if self.noise is not None else "times the spread of the data"
+        left = f"; {found.coverage(_LEVEL)[1]:.0%} of 90 % regions still hold the truth" if len(found.ranks) else ""
+        finding = (
+            f"the worst perturbation of {size:g} {unit} ({found.norm}) moves the median posterior by {median:.2g} nats, noise "
+            f"of that size by {noise:.2g}{left} ({says_p(p_value)} for at most {self.most:g} nats)"
+        )
+        if p_value >= self.alpha:
+            return finding, "Nothing to do."
+        return finding, (
+            "Errors in the data that the simulator does not have can mislead this posterior: train with "
+            "`fisher: {beta: ...}`, which makes it wider and steadier, or simulate the errors that real data have."
+        )
+
+
+def ask(check: Any, calibration: Any, attacked: AttackSet | None) -> CheckResult:
+    """A check's result, from what it is a function of."""
+    return check(attacked if isinstance(check, Attack) else calibration)

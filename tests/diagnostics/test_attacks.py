@@ -1,0 +1,291 @@
+"""Attacks on posteriors that are known exactly, where the worst perturbation and what it does are known too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+import simfer
+from simfer.data.errors import ConfigError, NotFiniteError, ShapeError, UnknownNameError, UnsupportedError
+from simfer.data.variables import COUNT, Variable, Variables
+from simfer.diagnostics.attacks import AttackSet, Away, Toward, attack
+from simfer.diagnostics.attacks.balls import BALLS, ball
+from simfer.diagnostics.attacks.check import Attack
+from simfer.diagnostics.attacks.divergences import ATTACKED_CLEAN, CLEAN_ATTACKED, DIVERGENCES
+from simfer.diagnostics.attacks.region import region
+from simfer.estimators.base import Estimator
+from simfer.estimators.direct import DirectPosterior
+from simfer.estimators.settings import EstimatorSettings, FlowSettings, TrainingSettings
+from simfer.simulators.prior import Prior
+from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
+
+SIMULATOR = RobustGaussianLinear()
+GAINS = SIMULATOR.exact_posterior(np.ones((1, 10)))[0][0]
+SD = SIMULATOR.exact_posterior(np.ones((1, 10)))[1]
+SENSITIVITY = float(np.max(GAINS**2 / SD**2))  # the largest eigenvalue of the Fisher information in x
+
+
+class Linear(Estimator):
+    """q(theta | x) = N(B x, diag(sd²)), which is robust_gaussian_linear's exact posterior."""
+
+    transforms: dict[str, str] = {}  # noqa: RUF012
+    prior = SIMULATOR.prior
+    observables = SIMULATOR.observables
+
+    def __init__(self) -> None:
+        super().__init__(self.prior, self.observables, EstimatorSettings())
+        self.settings = EstimatorSettings()
+        self.gains = torch.nn.Parameter(torch.from_numpy(GAINS).float())
+
+    def fit_preprocess(self, portions: Any) -> None:
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def condition(self, x: dict[str, Tensor]) -> Tensor:
+        return x["x"] * self.gains
+
+    def density(self, context: Tensor) -> Any:
+        return torch.distributions.Independent(torch.distributions.Normal(context, torch.from_numpy(SD).float()), 1)
+
+    def posterior(self, prior: Prior) -> DirectPosterior:
+        return DirectPosterior(self)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> DirectPosterior:
+    return Linear().posterior(SIMULATOR.prior)
+
+
+def pairs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    theta = SIMULATOR.prior.sample(rows, rng)
+    return theta, SIMULATOR.simulate(theta, rng)["x"]
+
+
+@pytest.mark.slow
+def test_the_attack_reaches_the_closed_form_and_coverage_falls_as_it_must(posterior: DirectPosterior) -> None:
+    """KL = ½ r² λ; the published radius is 1.0627 at ε = 1, where that gives 0.563, 2.25, 5.07, 14.1, 56.3, 225."""
+    theta, x = pairs(1000)
+    found = attack(posterior, x, (0.1, 0.2, 0.3, 0.5, 1.0, 2.0), theta=theta, seed=1)
+    exact = 0.5 * found.radius**2 * SENSITIVITY
+    assert pytest.approx(99.735, rel=1e-4) == SENSITIVITY
+    np.testing.assert_allclose(found.radius / found.eps, 1.0627, rtol=0.02)  # of other observations
+    for formula in (ATTACKED_CLEAN, CLEAN_ATTACKED):
+        np.testing.assert_allclose(found.median(formula), exact, rtol=0.02)
+    covered = scipy.stats.ncx2.cdf(scipy.stats.chi2.ppf(0.9, 10), 10, 2 * np.r_[0.0, exact])
+    np.testing.assert_allclose(found.coverage(0.9), covered, atol=4 * 0.5 / 1000**0.5)
+    by_noise = 0.5 * found.radius**2 * (GAINS**2 / SD**2).sum() / 12
+    np.testing.assert_allclose(found.moved_by_noise[ATTACKED_CLEAN].mean(1), by_noise, rtol=0.05)
+
+
+@pytest.mark.parametrize(("norm", "worst"), [("l1", SENSITIVITY), ("linf", float((GAINS**2 / SD**2).sum()))])
+def test_other_norms_reach_their_closed_forms(posterior: DirectPosterior, norm: str, worst: float) -> None:
+    found = attack(posterior, pairs(50)[1], 0.1, norm=norm, clip=False)
+    exact = 0.5 * found.radius[0] ** 2 * worst
+    assert 0.94 * exact < found.median()[0] < 1.04 * exact  # under L1 several corners are nearly as bad
+
+
+def test_attack_beats_random_search_which_beats_noise(posterior: DirectPosterior) -> None:
+    x = pairs(100)[1]
+    searches = ("pgd", "adam", "random", "noise")
+    pgd, adam, random, noise = (attack(posterior, x, 0.3, search=search, steps=60).median()[0] for search in searches)
+    assert pgd > 1.02 * random
+    assert min(random, adam) > 1.1 * noise  # Adam forgets which entries matter more
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence_is_raised_more_than_by_noise(posterior: DirectPosterior, name: str) -> None:
+    x = torch.from_numpy(pairs(20)[1]).float()
+    found = attack(posterior, x, 0.3, divergence=name, steps=40, draws=40, clip=False)
+    with torch.no_grad():
+        moved = DIVERGENCES[name](posterior, {"x": x}, 500)
+        worst, by_noise = (
+            moved({"x": torch.from_numpy(each[0]).float()}).median() for each in (found.attacked, found.noisy)
+        )
+    assert worst > 1.3 * by_noise
+    if name != "mmd":
+        assert float(worst) == pytest.approx(0.5 * found.radius[0] ** 2 * SENSITIVITY, rel=0.05)
+
+
+def test_away_from_and_toward_a_theta(posterior: DirectPosterior) -> None:
+    theta, x = pairs(30)
+    chosen = torch.from_numpy(theta + 2 * SD)
+    before = posterior.log_prob_batched(chosen[None], x)[0]
+    toward = attack(posterior, x, 0.3, divergence=Toward(chosen), steps=40, clip=False)
+    away = attack(posterior, x, 0.3, divergence=Away(theta), steps=40, clip=False)
+    assert (posterior.log_prob_batched(chosen[None], toward.attacked[0])[0] > before).all()
+    truth = torch.from_numpy(theta)[None]
+    assert (posterior.log_prob_batched(truth, away.attacked[0]) < posterior.log_prob_batched(truth, x)).all()
+
+
+def test_in_units_of_the_noise_an_exact_linear_posterior_moves_by_half_eps_squared_at_most(
+    posterior: DirectPosterior,
+) -> None:
+    found = attack(posterior, pairs(50)[1], (1.0, 2.0), noise=np.full(10, 0.1), clip=False)
+    np.testing.assert_allclose(found.median(), 0.5 * found.eps**2 * SENSITIVITY * 0.01, rtol=0.03)
+    assert (found.median() < 0.5 * found.eps**2 * 1.03).all()  # but for the error of so many draws
+    covariance = attack(posterior, pairs(50)[1], (1.0, 2.0), noise=np.diag(np.full(10, 0.01)), clip=False)
+    np.testing.assert_allclose(covariance.median(), found.median(), rtol=0.03)
+
+
+def test_units_of_features_do_not_depend_on_what_they_are_measured_in() -> None:
+    x = {"x": pairs(40)[1]}
+    scaled = {"x": x["x"] * np.logspace(-3, 3, 10)}
+    first, second = (region(SIMULATOR.observables, rows, units="feature") for rows in (x, scaled))
+    assert first.unit == pytest.approx(second.unit)
+    u = torch.randn(40, 10)
+    torch.testing.assert_close(
+        (first.at(u) - first.x) * torch.logspace(-3, 3, 10), second.at(u) - second.x, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", BALLS)
+def test_balls(name: str) -> None:
+    """Draws lie inside and reach everywhere; projections are the nearest points; the steepest step attains the dual norm."""
+    chosen, generator = ball(name), torch.Generator().manual_seed(0)
+    draws = chosen.uniform(4000, 3)
+    assert float(chosen.norm(draws).max()) <= 1
+    shares = (chosen.norm(draws) <= 0.5).double().mean()
+    assert float(shares) == pytest.approx(0.5**3, abs=0.03)
+    points = 2 * torch.randn(50, 3, generator=generator)
+    near = chosen.project(points, 0.7)
+    assert float(chosen.norm(near).max()) <= 0.7 * (1 + 1e-5)
+    inside = chosen.norm(points)[:, 0] <= 0.7
+    torch.testing.assert_close(near[inside], points[inside])
+    others = 0.7 * chosen.uniform(50 * 400, 3).reshape(50, 400, 3)
+    distance = (points - near).norm(dim=1)
+    assert ((points[:, None] - others).norm(dim=2) >= distance[:, None] - 1e-5).all()
+    gradient = torch.randn(50, 3, generator=generator)
+    step = chosen.ascend(gradient)
+    torch.testing.assert_close(chosen.norm(step)[:, 0], torch.ones(50))
+    best = torch.einsum("rd,rsd->rs", gradient, others / 0.7).amax(1)
+    assert ((gradient * step).sum(1) >= best - 1e-5).all()
+
+
+def test_nothing_leaves_the_ball_the_data_or_what_is_fixed() -> None:
+    observables = Variables([Variable("n", (3,), support=COUNT), Variable("y", (2,)), Variable("c")])
+    rng = np.random.default_rng(0)
+    x = {"n": rng.poisson(3, (30, 3)), "y": rng.standard_normal((30, 2)), "c": rng.standard_normal(30)}
+    theta = np.stack([x["n"].mean(1), x["y"].mean(1)], 1) / 3 + 0.1 * rng.standard_normal((30, 2))
+    prior = Prior({name: torch.distributions.Normal(0.0, 2.0) for name in "ab"})
+    settings = EstimatorSettings(flow=FlowSettings(kind="maf", transforms=1, hidden=(8,)))
+    model = simfer.train(
+        theta,
+        x,
+        prior,
+        estimator=settings,
+        training=TrainingSettings(epochs=2, validation=0.3),
+        observables=observables,
+    )
+    found = attack(model.posterior, x, 1.0, fixed=("c",), steps=20)
+    delta = found.attacked[0] - found.x
+    assert np.linalg.norm(delta, axis=1).max() <= found.radius[0] * (1 + 1e-5)
+    assert (delta[:, 5] == 0).all()
+    assert (found.attacked[0][:, :3] == np.round(found.attacked[0][:, :3])).all()
+    for part, name in ((slice(0, 3), "n"), (slice(3, 5), "y")):
+        assert found.attacked[0][:, part].min() >= x[name].min() - 1e-6
+        assert found.attacked[0][:, part].max() <= x[name].max() + 1e-6
+    assert (delta != 0).any()
+
+
+def test_a_posterior_of_markov_chains_is_attacked_through_its_likelihood(line) -> None:
+    rng = np.random.default_rng(0)
+    theta = line.prior.sample(1500, rng)
+    x = line.simulate(theta, rng)["x"]
+    settings = EstimatorSettings(method="nle", flow=FlowSettings(kind="maf", transforms=1, hidden=(16,)))
+    training = TrainingSettings(epochs=15, batch_size=50, learning_rate=5e-3)
+    posterior = simfer.train(theta, x, line.prior, estimator=settings, training=training).posterior
+    with pytest.raises(UnsupportedError, match="use `divergence: clean_attacked`"):
+        attack(posterior, x[:5])
+    found = attack(posterior, x[:20], 0.5, divergence="clean_attacked", steps=20, draws=50)
+    assert list(found.moved) == [CLEAN_ATTACKED]
+    exact = 0.5 * found.radius[0] ** 2 * 0.8**2 / 0.2  # N(0.8 x, 0.2)
+    assert found.median()[0] == pytest.approx(exact, rel=0.3)
+
+
+def test_restarts_keep_the_best_and_seeds_fix_all(posterior: DirectPosterior) -> None:
+    x = pairs(20)[1]
+    one, same, other = (attack(posterior, x, 0.2, steps=3, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.attacked, same.attacked)
+    assert not np.array_equal(one.attacked, other.attacked)
+    assert attack(posterior, x, 0.2, steps=3, restarts=5).median()[0] > one.median()[0]
+
+
+def test_saved_and_loaded(posterior: DirectPosterior, tmp_path: Path) -> None:
+    theta, x = pairs(20)
+    found = attack(posterior, x, (0.1, 0.3), theta=theta, steps=3)
+    found.save(tmp_path / "attack.zarr")
+    again = AttackSet.load(tmp_path / "attack.zarr")
+    assert again.observables == found.observables
+    for name in ("eps", "radius", "x", "attacked", "noisy", "ranks"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    for formula, values in found.moved.items():
+        np.testing.assert_array_equal(again.moved[formula], values)
+    found.plot()
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(0.3, "fail"), (1.0, "pass")])
+def test_the_check_judges_the_smallest_size(posterior: DirectPosterior, most: float, verdict: str) -> None:
+    theta, x = pairs(200)
+    check = Attack(eps=(0.3, 0.1), most=most, steps=40)
+    result = simfer.check(posterior, theta, x, checks=(check,), draws=50)["attack"]
+    assert result.verdict == verdict
+    assert result.statistics["median_0.1"] == pytest.approx(0.555, rel=0.1)
+    assert "0.1 times the spread of the data" in result.finding
+    assert ("fisher" in result.advice) == (verdict == "fail")
+    result.plot()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"eps": 0.0}, ConfigError, "`eps` must be positive; got 0"),
+        ({"eps": np.nan}, ConfigError, "`eps` must be positive"),
+        ({"eps": 1e3}, ConfigError, "at which every observation could become every other; got 1000"),
+        ({"norm": "l3"}, UnknownNameError, "unknown `norm` `l3`"),
+        ({"divergence": "kl"}, UnknownNameError, "unknown `divergence` `kl`"),
+        ({"search": "pdg"}, UnknownNameError, "did you mean `pgd`"),
+        ({"units": "metres"}, UnknownNameError, "`units` must be global or feature"),
+        ({"fixed": ("y",)}, UnknownNameError, "`fixed` must name observables, x; got y"),
+        ({"fixed": ("x",)}, ConfigError, "`fixed` must leave something"),
+        ({"noise": np.ones(3)}, ShapeError, "`noise` must be 10 positive standard deviations"),
+        ({"noise": -np.ones(10)}, ShapeError, "`noise` must be 10 positive"),
+    ],
+)
+def test_bad_options_are_named(
+    posterior: DirectPosterior, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        attack(posterior, pairs(5)[1], **options)
+
+
+def test_bad_x_is_named(posterior: DirectPosterior) -> None:
+    x = pairs(5)[1]
+    with pytest.raises(ShapeError):
+        attack(posterior, x[:, :3])
+    with pytest.raises(NotFiniteError):
+        attack(posterior, np.where(np.arange(10) == 3, np.nan, x))
+    with pytest.raises(ConfigError, match="`x` must vary"):
+        attack(posterior, np.ones((5, 10)))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"eps": ()}, "`eps` must be positive numbers"),
+        ({"eps": (0.1, -1.0)}, "`eps` must be positive numbers"),
+        ({"steps": 0}, "`steps` must be a whole number, 1 at least"),
+        ({"observations": 3}, "`observations` must be a whole number, 10 at least"),
+    ],
+)
+def test_bad_options_of_the_check_are_named(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Attack(**options)

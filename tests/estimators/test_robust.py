@@ -1,0 +1,205 @@
+"""The Fisher information of posteriors in their data, and what penalising it does, against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import simfer
+from simfer.data.batch import Batch
+from simfer.data.errors import UnsupportedError
+from simfer.data.loaders import as_batch
+from simfer.estimators.base import seeded
+from simfer.estimators.ensemble import Ensemble
+from simfer.estimators.model import Model, build_estimator
+from simfer.estimators.robust.fisher import FisherPenalty
+from simfer.estimators.robust.information import fisher_eigenvalue, fisher_trace, local_bound, scores
+from simfer.estimators.settings import (
+    EmbeddingSettings,
+    EstimatorSettings,
+    FieldSettings,
+    FisherSettings,
+    FlowSettings,
+    TrainingSettings,
+)
+from simfer.simulators.prior import Prior
+from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
+
+NONE = EmbeddingSettings(kind="none")
+SETTINGS = {
+    "gaussian": EstimatorSettings(flow=FlowSettings(kind="gmm", components=1, hidden=(16,)), embedding=NONE),
+    "mixture": EstimatorSettings(flow=FlowSettings(kind="gmm", components=3, hidden=(16,)), embedding=NONE),
+    "maf": EstimatorSettings(flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=NONE),
+    "nsf": EstimatorSettings(flow=FlowSettings(kind="nsf", transforms=2, hidden=(16, 16)), embedding=NONE),
+    "coupling": EstimatorSettings(flow=FlowSettings(kind="coupling", transforms=2, hidden=(16, 16)), embedding=NONE),
+    "cnf": EstimatorSettings(flow=FlowSettings(kind="cnf", hidden=(8, 8)), embedding=NONE),
+    "fmpe": EstimatorSettings(method="fmpe", field=FieldSettings(hidden=8, blocks=1), embedding=NONE),
+    "ensemble": EstimatorSettings(
+        flow=FlowSettings(kind="maf", transforms=1, hidden=(16,)), embedding=NONE, ensemble=3
+    ),
+    "embedding": EstimatorSettings(
+        flow=FlowSettings(kind="maf", transforms=1, hidden=(16,)),
+        embedding=EmbeddingSettings(kind="mlp", features=4, hidden=(8,)),
+    ),
+}
+PRIOR = Prior({name: torch.distributions.Normal(0.0, 1.0) for name in "ab"})
+OBSERVABLES = simfer.Variables([simfer.Variable("x", (3,))])
+
+
+def built(name: str) -> tuple[Any, Batch]:
+    """An estimator in float64, with smooth activations for finite differences to follow, and rows."""
+    made = build_estimator(PRIOR, OBSERVABLES, SETTINGS[name], seed=1)
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(6, 2, generator=generator).double()
+    rows = as_batch(theta.numpy(), {"x": (theta @ torch.randn(2, 3, generator=generator).double()).numpy()})
+    made.fit_preprocess([rows])
+    return made, rows
+
+
+@pytest.mark.parametrize("kind", ["trace", "largest"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradient_of_the_penalty_is_that_of_finite_differences(name: str, kind: str) -> None:
+    """In a random direction of weight space, in float64; draws stay the same ones."""
+    made, rows = built(name)
+    made = made.double()
+    rows = rows._replace(x={"x": rows.x["x"].double()})
+    settings = FisherSettings(beta=1.0, kind=kind, draws=4, rows=None)
+    penalty = FisherPenalty(settings, made)
+    parameters = [p for p in made.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(3)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    penalty.penalty(made, rows, 0).sum().backward()
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True) if p.grad is not None)
+
+    def moved(by: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(by * d)
+            value = float(penalty.penalty(made, rows, 0).sum())
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(by * d)
+        return value
+
+    step = 1e-5
+    numeric = (moved(step) - moved(-step)) / (2 * step)
+    # the direction of the largest eigenvalue is held still, where its derivative is 0
+    assert slope == pytest.approx(numeric, rel=2e-3 if kind == "largest" else 1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_penalty_is_the_trace_of_the_information(name: str) -> None:
+    made, rows = built(name)
+    made.eval()
+    many = FisherPenalty(FisherSettings(beta=1.0, draws=400, rows=None), made).penalty(made, rows, 0).detach()
+    if isinstance(made, Ensemble):
+        assert many.shape == (3,)
+        return
+    posterior = Model(made, PRIOR, {}).posterior
+    each = scores(posterior, rows.x, draws=400, seed=5).square().sum(-1)
+    error = 2 * float(each.mean(1).std()) / 400**0.5 + 1e-6
+    assert float(many) == pytest.approx(float(each.mean()), abs=4 * error)
+
+
+def linear_gaussian(beta: float | None, every: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    simulator, rng = RobustGaussianLinear(), np.random.default_rng(0)
+    theta = simulator.prior.sample(10_000, rng)
+    x = simulator.simulate(theta, rng)["x"]
+    settings = EstimatorSettings(flow=FlowSettings(kind="gmm", components=1, hidden=(100, 100)), embedding=NONE)
+    fisher = FisherSettings(beta=beta, every=every) if beta else None
+    training = TrainingSettings(clip=75.0, epochs=30, batch_size=128, learning_rate=4e-3, fisher=fisher)
+    model = simfer.train(theta, x, simulator.prior, estimator=settings, training=training)
+    truth = simulator.prior.sample(300, rng)
+    return model, truth, simulator.simulate(truth, rng)["x"]
+
+
+@pytest.mark.slow
+def test_what_the_penalty_learns_is_the_posterior_of_more_noise() -> None:
+    """For beta the exact posterior for noise of variance 0.01 + 2 beta: trace, loss and the largest eigenvalue of F."""
+    beta = 0.01
+    model, theta, x = linear_gaussian(beta, every=4)
+    a = np.array([-0.2633, -1.9402, 1.6822, -0.29684, -0.031292, -1.0250, 0.056811, 0.29649, 1.2073, -1.7704])
+    noise = 0.01 + 2 * beta
+    slope, variance = a / (a**2 + noise), noise / (a**2 + noise)
+    posterior = model.posterior
+    assert float(fisher_trace(posterior, x).mean()) == pytest.approx((slope**2 / variance).sum(), rel=0.1)
+    loss = (0.5 * np.log(2 * np.pi * variance) + (1 - 2 * a * slope + slope**2 * (a**2 + 0.01)) / (2 * variance)).sum()
+    assert -float(posterior.log_prob_batched(torch.from_numpy(theta)[None], x).mean()) == pytest.approx(loss, abs=0.3)
+    largest = fisher_eigenvalue(posterior, x[:50]).median()
+    assert float(largest) == pytest.approx((slope**2 / variance).max(), rel=0.15)
+    facts = model.facts["fisher"]
+    assert facts["beta"] == beta
+    assert facts["trace"] == pytest.approx((slope**2 / variance).sum(), rel=0.1)
+    assert facts["loss"] == pytest.approx(loss, abs=0.3)
+
+
+def test_the_information_of_a_known_posterior(gaussian) -> None:
+    """N(x, S): F is the inverse of S, and the bound is the divergence itself."""
+    covariance = torch.tensor([[0.5, 0.2], [0.2, 0.3]])
+    posterior = gaussian(PRIOR, covariance).posterior(PRIOR)
+    x = torch.tensor([[0.3, -0.2], [1.0, 2.0]])
+    exact = torch.linalg.inv(covariance).double()
+    assert fisher_trace(posterior, x, draws=4000).numpy() == pytest.approx(float(exact.trace()), rel=0.1)
+    largest = float(torch.linalg.eigvalsh(exact)[-1])
+    assert fisher_eigenvalue(posterior, x, draws=4000).numpy() == pytest.approx(largest, rel=0.1)
+    assert local_bound(posterior, x, 0.2, draws=4000).numpy() == pytest.approx(0.02 * largest, rel=0.1)
+
+
+def test_terms_are_added_in_every_nth_step_with_n_times_the_weight() -> None:
+    made, rows = built("maf")
+    often, seldom = (FisherPenalty(FisherSettings(beta=0.5, every=n, rows=4), made) for n in (1, 3))
+    assert [seldom(made, rows, step) is None for step in range(5)] == [False, True, True, False, True]
+    torch.testing.assert_close(seldom(made, rows, 3), 3 * often(made, rows, 3))
+
+
+def test_draws_are_a_function_of_seed_and_step() -> None:
+    made, rows = built("nsf")
+    values = [
+        float(FisherPenalty(FisherSettings(beta=1.0, every=1), made, seed=seed)(made, rows, step).detach())
+        for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    assert values[0] == values[1]
+    assert len(set(values)) == 3
+
+
+@pytest.mark.parametrize("at", [10, 25])
+def test_resumed_equals_uninterrupted(line, rng, tmp_path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    from simfer.estimators import checkpoints
+    from simfer.estimators.training import TrainingModule
+
+    theta = line.prior.sample(400, rng)
+    training = TrainingSettings(epochs=3, batch_size=20, fisher=FisherSettings(beta=0.1, every=3))
+    arguments: dict[str, Any] = {"prior": line.prior, "estimator": SETTINGS["maf"], "training": training, "seed": 4}
+    x = line.simulate(theta, rng)["x"]
+    whole = simfer.train(theta, x, **arguments)
+    step = TrainingModule.training_step
+
+    def stopping(self: TrainingModule, rows: Batch, index: int) -> Tensor:
+        if self.global_step == at:
+            raise KeyError
+        return step(self, rows, index)
+
+    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingModule, "training_step", stopping)
+        with pytest.raises(KeyError):
+            simfer.train(theta, x, **arguments, folder=tmp_path)
+    resumed = simfer.train(theta, x, **arguments, folder=tmp_path)
+    assert resumed.facts["loss"] == whole.facts["loss"]
+
+
+@pytest.mark.parametrize("method", ["nle", "nre"])
+def test_what_has_no_density_of_theta_is_refused(line, rng, method: str) -> None:
+    theta = line.prior.sample(100, rng)
+    training = TrainingSettings(epochs=1, fisher=FisherSettings(beta=1.0))
+    settings = EstimatorSettings(method=method)
+    with pytest.raises(UnsupportedError, match="`fisher` needs a method that learns a density of theta"):
+        simfer.train(theta, line.simulate(theta, rng)["x"], line.prior, estimator=settings, training=training)
+    model = simfer.train(
+        theta, line.simulate(theta, rng)["x"], line.prior, estimator=settings, training=TrainingSettings(epochs=1)
+    )
+    with seeded(0), pytest.raises(UnsupportedError, match="needs a normalised density"):
+        fisher_trace(model.posterior, theta[:3])
