@@ -1,7 +1,7 @@
 """simfer: simulation-based inference, from a simulator and an observation to a posterior that was checked.
 
 The front is small: `run` does the whole job from a YAML file, a recipe's name or a dict; `load` opens what a run or a
-training left on disk; `simulate`, `train` and `check` are the parts; `simulator` makes a simulator of a function. Nothing heavy is imported until it is used.
+training left on disk; `simulate`, `train`, `check` and `attack` are the parts; `simulator` makes a simulator of a function. Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data.errors import SimferError as SimferError
     from .data.variables import Variable as Variable
     from .data.variables import Variables as Variables
+    from .diagnostics.attacks.attack import attack as attack
     from .diagnostics.suite import check as check
     from .estimators.train import train as train
     from .pipelines.api import load as load
@@ -28,6 +29,7 @@ _HOMES = {
     "SimferError": "data.errors",
     "Variable": "data.variables",
     "Variables": "data.variables",
+    "attack": "diagnostics.attacks.attack",
     "check": "diagnostics.suite",
     "load": "pipelines.api",
     "run": "pipelines.api",
@@ -36,7 +38,19 @@ _HOMES = {
     "train": "estimators.train",
 }
 
-__all__ = ["Prior", "SimferError", "Variable", "Variables", "check", "load", "run", "simulate", "simulator", "train"]
+__all__ = [
+    "Prior",
+    "SimferError",
+    "Variable",
+    "Variables",
+    "attack",
+    "check",
+    "load",
+    "run",
+    "simulate",
+    "simulator",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,7 @@ EVERY = pytest.mark.parametrize("name", list(CHECKS))
 
 
 def test_every_registered_check_is_tested_here() -> None:
-    assert set(registry.names("checks")) == set(CHECKS)
+    assert set(registry.names("checks")) == {*CHECKS, "attack"}  # which reads no calibration set: test_attacks.py
 
 
 @EVERY
