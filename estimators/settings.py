@@ -370,6 +370,47 @@ class FisherSettings(Settings):
     every: PositiveInt = 4
 
 
+class NoiseSettings(Settings):
+    """Noise added to x in training; see `robust.augmentation`.
+
+    Attributes:
+        eps: Size, in units of the spread of x within an observation.
+        kind: ``uniform`` in a ball, or ``spike_slab``: entries with large errors now and then, others nearly untouched.
+        norm: Of the ball: ``l1``, ``l2`` or ``linf``.
+        spikes: Share of the entries with large errors.
+    """
+
+    eps: PositiveFloat = 1.0
+    kind: Literal["uniform", "spike_slab"] = "uniform"
+    norm: Literal["l1", "l2", "linf"] = "l2"
+    spikes: float = Field(default=0.1, gt=0, lt=1)
+
+
+class AdversarialSettings(Settings):
+    """Training on the perturbation of x for which the loss is largest; see `robust.augmentation`.
+
+    Attributes:
+        eps: Size, in units of the spread of x within an observation.
+        norm: Of the ball: ``l1``, ``l2`` or ``linf``.
+        steps: Of the search, in every step of training.
+    """
+
+    eps: PositiveFloat = 1.0
+    norm: Literal["l1", "l2", "linf"] = "l2"
+    steps: PositiveInt = 20
+
+
+class TradesSettings(AdversarialSettings):
+    """Keeping the posterior of the worst perturbation near that of the data; see `robust.trades`.
+
+    Attributes:
+        weight: Of the divergence.
+    """
+
+    eps: PositiveFloat = 0.5
+    weight: PositiveFloat = 0.1
+
+
 class TrainingSettings(Settings):
     """Optimisation: AdamW, linear warm-up, cosine decay to zero, early stopping, best weights kept.
 
@@ -385,6 +426,9 @@ class TrainingSettings(Settings):
         validation: Fraction of the rows kept for the validation loss.
         ema: Decay of an exponential moving average of the weights, which is validated and kept in their place; None for none.
         fisher: An addition to the objective that makes the posterior robust against small changes of x.
+        trades: Another, against the worst of them.
+        adversarial: Learn from the worst change of each x in its place.
+        noise: Learn from x with noise.
         loader: Where rows are kept: ``device``, ``memory``, or ``stream``ed from the store; ``auto`` streams what exceeds
             the memory budget and keeps on the device what fits there. Streaming shuffles otherwise, so results differ
             from those of the first two, which are the same.
@@ -400,6 +444,9 @@ class TrainingSettings(Settings):
     validation: float = Field(default=0.1, gt=0, lt=1)
     ema: float | None = Field(default=0.99, gt=0, lt=1)
     fisher: FisherSettings | None = None
+    trades: TradesSettings | None = None
+    adversarial: AdversarialSettings | None = None
+    noise: NoiseSettings | None = None
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
 
 

@@ -40,7 +40,7 @@ from .compiled import When
 from .failure import Step, explain
 from .loggers import LoggerName, make_loggers
 from .losses import EpochReport, Losses, comparable, of_member
-from .robust.fisher import FisherPenalty
+from .robust.objective import Objective
 from .schedule import Budget, budget
 from .settings import TrainingSettings
 from .tuning import Tuning
@@ -110,7 +110,7 @@ class TrainingModule(L.LightningModule):
         steps: In all epochs, at the end of which the schedule ends.
         learning_rate: Peak of the schedule.
         tuning: Looks at the machine before the first step; None leaves all as it is.
-        penalty: Added to the objective; None adds nothing.
+        objective: What is minimised; the estimator's own loss when None.
         folder: Where a batch is saved whose loss is no number; None saves none.
         name_rows: From numbers of training rows to what they are called where they came from.
     """
@@ -123,7 +123,7 @@ class TrainingModule(L.LightningModule):
         learning_rate: float,
         *,
         tuning: Tuning | None = None,
-        penalty: FisherPenalty | None = None,
+        objective: Objective | None = None,
         folder: Path | None = None,
         name_rows: RowNames | None = None,
     ) -> None:
@@ -131,7 +131,8 @@ class TrainingModule(L.LightningModule):
         self.estimator = estimator
         self.settings = settings
         self.steps, self.learning_rate = steps, learning_rate
-        self._tuning, self._penalty, self._folder, self._name_rows = tuning, penalty, folder, name_rows
+        self._tuning, self._folder, self._name_rows = tuning, folder, name_rows
+        self._objective = objective or Objective(TrainingSettings(), estimator)
         self._last: Step | None = None
         self._sum: Tensor | float = 0.0
         self._count = 0
@@ -156,15 +157,13 @@ class TrainingModule(L.LightningModule):
         self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        losses = self.estimator.member_losses(batch)
-        means = losses.mean(1)
+        losses = self._objective.losses(self.estimator, batch, self.global_step)
+        means = losses.mean(1) + self._objective.added(self.estimator, batch, self.global_step)
         if self.device.type != "cpu":  # a step late: asked now, the host would wait for the device in every step
             self._require_finite()
         self._last = Step(self.current_epoch, index, batch, losses.detach().sum(0))
         if self.device.type == "cpu":
             self._require_finite()
-        added = self._penalty(self.estimator, batch, self.global_step) if self._penalty else None
-        means = means if added is None else means + added
         self._sum, self._count = self._sum + means.detach().mean(), self._count + 1
         return means.sum()
 
@@ -195,9 +194,7 @@ class TrainingModule(L.LightningModule):
         self._sum, self._count = checkpoint["epoch_so_far"]
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        losses = self.estimator.member_losses(batch).mean(1).float()
-        if self._penalty:
-            losses = losses + self._penalty.validate(self.estimator, batch, index)
+        losses = self._objective.validate(self.estimator, batch, index)
         found = {"val_loss": losses.mean(), **{of_member(k): loss for k, loss in enumerate(losses)}}
         self.log_dict(found if len(losses) > 1 else {"val_loss": losses[0]}, batch_size=batch.rows, sync_dist=True)
 
@@ -266,23 +263,22 @@ def train_estimator(
         logs, kept = logs or folder, folder
         losses = Losses(on_epoch, logs)
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        penalty = FisherPenalty(settings.fisher, estimator, seed) if settings.fisher else None
-        tuning = Tuning(train, numbers.batch_size, "never" if penalty else hardware.compile, threads)
+        objective = Objective(settings, estimator, seed)
+        compile_ = hardware.compile if objective.plain else "never"  # what is compiled has no second derivative
+        tuning = Tuning(train, numbers.batch_size, compile_, threads)
         stack.callback(tuning.compilation.undo)
         steps, rate = numbers.epochs * data.steps_per_epoch, numbers.learning_rate
         module = TrainingModule(
-            estimator, settings, steps, rate, tuning=tuning, penalty=penalty, folder=kept, name_rows=name_rows
+            estimator, settings, steps, rate, tuning=tuning, objective=objective, folder=kept, name_rows=name_rows
         )
         loggers = make_loggers(hardware.loggers, logs or folder) if logs or hardware.loggers else []
-        trainer = _trainer(folder, settings, numbers.epochs, hardware, [losses], loggers)
+        trainer = _trainer(folder, settings, numbers.epochs, hardware, [losses], loggers, objective.plain)
         last = folder / _LAST
         stack.enter_context(_interruptible())
         trainer.fit(module, datamodule=data, ckpt_path=_readable(last) if last.is_file() else None)
     estimator.cpu().load_state_dict(losses.best)
     with _quiet():
-        facts = estimator.eval().finish(Portions(validation))
-        if penalty:
-            facts["fisher"] = penalty.finish(estimator, Portions(validation))
+        facts = estimator.eval().finish(Portions(validation)) | objective.finish(estimator, Portions(validation))
     return History(losses.train, losses.validation, losses.seconds, losses.members, facts, numbers)
 
 
@@ -315,6 +311,7 @@ def _trainer(
     hardware: Hardware,
     callbacks: list[Callback],
     loggers: list[Any],
+    plain: bool,
 ) -> L.Trainer:
     stop = EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
     average = [] if settings.ema is None else [MovingAverage(settings.ema)]
@@ -332,7 +329,7 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        inference_mode=settings.fisher is None,  # in which nothing has a gradient, not even in x
+        inference_mode=plain,  # in which nothing has a gradient, not even in x
         use_distributed_sampler=False,
     )
 

@@ -189,9 +189,9 @@ class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):
 
     @model_validator(mode="after")
     def _has_a_posterior_to_regularise(self) -> TrainConfig:
-        if self.fisher and self.method in LIKELIHOODS:
+        if self.method in LIKELIHOODS and (given := [name for name in ("fisher", "trades") if getattr(self, name)]):
             raise ValueError(
-                f"`fisher` needs a method that learns a density of theta given x; `{self.method}` does not: use npe"
+                f"`{given[0]}` needs a method that learns a density of theta given x; `{self.method}` does not: use npe"
             )
         return self
 

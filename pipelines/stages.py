@@ -126,8 +126,9 @@ def _train_inputs(job: Job) -> dict[str, Any]:
         train["loader"] = "memory"
     if config.train.method != "nre":
         train.pop("ratio")
-    if config.train.fisher is None:
-        train.pop("fisher")
+    for name in ("fisher", "trades", "adversarial", "noise"):
+        if train[name] is None:
+            train.pop(name)
     own: dict[str, Any] = {}
     if config.train.rounds > 1:
         own = {"observation": {name: values.tolist() for name, values in (job.observation or {}).items()}}

@@ -23,7 +23,7 @@ from ...data.ranges import OutsideTrainingWarning
 from ...data.results import read_tree, tree, write_tree
 from ...data.variables import Variables
 from ...estimators.base import Posterior, XLike, named_rows, seeded
-from .balls import Ball, ball
+from ...estimators.robust.balls import Ball, ball
 from .divergences import ATTACKED_CLEAN, CLEAN_ATTACKED, DIVERGENCES, Divergence
 from .region import Region, region
 from .search import SEARCHES, Search, noise

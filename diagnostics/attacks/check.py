@@ -16,10 +16,10 @@ import scipy.stats
 
 from ...data.errors import ConfigError, UnknownNameError, did_you_mean
 from ...estimators.base import Posterior, XLike
+from ...estimators.robust.balls import ball
 from ..base import CheckResult, says_p, verdict
 from ..plots import draw_attack_check
 from .attack import AttackSet, attack
-from .balls import ball
 from .region import UNITS
 from .search import SEARCHES
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...data.errors import ConfigError, ShapeError, UnknownNameError
 from ...data.variables import Arrays, Variable, Variables
-from .balls import Ball
+from ...estimators.robust.balls import Ball
 
 UNITS = ("global", "feature")
 

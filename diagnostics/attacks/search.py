@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .balls import Ball
+from ...estimators.robust.balls import Ball
 from .region import Region
 
 STEP = 0.1  # of the radius

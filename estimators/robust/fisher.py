@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,11 +25,12 @@ from torch.func import grad
 
 from ...data.batch import Batch
 from ...data.errors import UnsupportedError
-from ..base import Estimator, seeded
+from ..base import Estimator
 from ..direct import DirectEstimator
 from ..ensemble import Ensemble
 from ..mixture import strata
 from ..settings import FisherSettings
+from .base import of_step
 
 _POWER_ITERATIONS = 10
 
@@ -48,11 +48,7 @@ class FisherPenalty:
     """
 
     def __init__(self, settings: FisherSettings, estimator: Estimator, seed: int = 0) -> None:
-        if not isinstance(estimator, DirectEstimator):
-            raise UnsupportedError(
-                f"`fisher` needs a method that learns a density of theta given x; `{estimator.settings.method}` learns "
-                "something else: use npe, or leave it out"
-            )
+        require_density(estimator, "fisher")
         self.settings, self._seed = settings, seed
 
     def __call__(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"] | None:
@@ -79,11 +75,23 @@ class FisherPenalty:
     def penalty(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
         """Mean over rows of tr F, or of its largest eigenvalue."""
         one = _largest if self.settings.kind == "largest" else _trace
-        (word,) = np.random.SeedSequence((self._seed, step)).generate_state(1)
-        with seeded(int(word)):
+        with of_step(self._seed, step):
             if isinstance(estimator, Ensemble):
                 return estimator.each(lambda member: one(member, batch.x, self.settings.draws).mean(), at_once=False)
             return one(estimator, batch.x, self.settings.draws).mean()[None]
+
+
+def require_density(estimator: Estimator, what: str) -> None:
+    """Refuse what has no density of theta.
+
+    Raises:
+        UnsupportedError: A likelihood or ratio, say.
+    """
+    if not isinstance(estimator, DirectEstimator):
+        raise UnsupportedError(
+            f"`{what}` needs a method that learns a density of theta given x; `{estimator.settings.method}` learns "
+            "something else: use npe, or leave it out"
+        )
 
 
 def _scores(

@@ -15,12 +15,12 @@ import simfer
 from simfer.data.errors import ConfigError, NotFiniteError, ShapeError, UnknownNameError, UnsupportedError
 from simfer.data.variables import COUNT, Variable, Variables
 from simfer.diagnostics.attacks import AttackSet, Away, Toward, attack
-from simfer.diagnostics.attacks.balls import BALLS, ball
 from simfer.diagnostics.attacks.check import Attack
 from simfer.diagnostics.attacks.divergences import ATTACKED_CLEAN, CLEAN_ATTACKED, DIVERGENCES
 from simfer.diagnostics.attacks.region import region
 from simfer.estimators.base import Estimator
 from simfer.estimators.direct import DirectPosterior
+from simfer.estimators.robust.balls import BALLS, ball
 from simfer.estimators.settings import EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.simulators.prior import Prior
 from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear

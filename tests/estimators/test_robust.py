@@ -13,19 +13,27 @@ import simfer
 from simfer.data.batch import Batch
 from simfer.data.errors import UnsupportedError
 from simfer.data.loaders import as_batch
+from simfer.estimators import checkpoints
 from simfer.estimators.base import seeded
 from simfer.estimators.ensemble import Ensemble
 from simfer.estimators.model import Model, build_estimator
+from simfer.estimators.robust.augmentation import Noise
+from simfer.estimators.robust.balls import BALLS, ball
 from simfer.estimators.robust.fisher import FisherPenalty
 from simfer.estimators.robust.information import fisher_eigenvalue, fisher_trace, local_bound, scores
+from simfer.estimators.robust.perturbations import flattened, spread, uniform, worst
 from simfer.estimators.settings import (
+    AdversarialSettings,
     EmbeddingSettings,
     EstimatorSettings,
     FieldSettings,
     FisherSettings,
     FlowSettings,
+    NoiseSettings,
+    TradesSettings,
     TrainingSettings,
 )
+from simfer.estimators.training import TrainingModule
 from simfer.simulators.prior import Prior
 from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
 
@@ -45,6 +53,13 @@ SETTINGS = {
         flow=FlowSettings(kind="maf", transforms=1, hidden=(16,)),
         embedding=EmbeddingSettings(kind="mlp", features=4, hidden=(8,)),
     ),
+}
+ROBUST: dict[str, Any] = {
+    "fisher": {"fisher": FisherSettings(beta=0.1, every=3)},
+    "trades": {"trades": TradesSettings(steps=2)},
+    "adversarial": {"adversarial": AdversarialSettings(steps=2)},
+    "noise": {"noise": NoiseSettings()},
+    "spikes": {"noise": NoiseSettings(kind="spike_slab")},
 }
 PRIOR = Prior({name: torch.distributions.Normal(0.0, 1.0) for name in "ab"})
 OBSERVABLES = simfer.Variables([simfer.Variable("x", (3,))])
@@ -165,13 +180,10 @@ def test_draws_are_a_function_of_seed_and_step() -> None:
     assert len(set(values)) == 3
 
 
-@pytest.mark.parametrize("at", [10, 25])
-def test_resumed_equals_uninterrupted(line, rng, tmp_path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    from simfer.estimators import checkpoints
-    from simfer.estimators.training import TrainingModule
-
-    theta = line.prior.sample(400, rng)
-    training = TrainingSettings(epochs=3, batch_size=20, fisher=FisherSettings(beta=0.1, every=3))
+@pytest.mark.parametrize("name", ROBUST)
+def test_resumed_equals_uninterrupted(line, rng, tmp_path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    at, theta = 25, line.prior.sample(400, rng)
+    training = TrainingSettings(epochs=3, batch_size=20, **ROBUST[name])
     arguments: dict[str, Any] = {"prior": line.prior, "estimator": SETTINGS["maf"], "training": training, "seed": 4}
     x = line.simulate(theta, rng)["x"]
     whole = simfer.train(theta, x, **arguments)
@@ -189,6 +201,60 @@ def test_resumed_equals_uninterrupted(line, rng, tmp_path, monkeypatch: pytest.M
             simfer.train(theta, x, **arguments, folder=tmp_path)
     resumed = simfer.train(theta, x, **arguments, folder=tmp_path)
     assert resumed.facts["loss"] == whole.facts["loss"]
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_the_worst_perturbation_lies_in_the_ball_and_is_worse_than_noise(norm: str) -> None:
+    made, rows = built("maf")
+    x, radius = {**rows.x, "y": torch.randn(6, 2)}, 0.3
+
+    def loss(given: dict[str, Tensor]) -> Tensor:
+        return made.loss(rows._replace(x={"x": given["x"]}))
+
+    worse, noisy = worst(loss, x, ball(norm), radius, 30), uniform(x, ball(norm), radius)
+    for moved in (worse, noisy):
+        assert moved.keys() == x.keys()
+        assert float(ball(norm).norm(flattened(moved) - flattened(x)).max()) <= radius * (1 + 1e-5)
+    assert loss(worse).mean() > loss(noisy).mean()
+    assert (loss(worse) > loss(x)).all()
+
+
+def test_noise_is_of_the_size_that_was_asked_for() -> None:
+    x = torch.randn(500, 20)
+    batch = Batch(torch.zeros(500, 1), {"x": x})
+    made = built("maf")[0]
+    uniform_noise = Noise(NoiseSettings(eps=0.5))(made, batch, 0).x["x"] - x
+    assert float(uniform_noise.norm(dim=1).max()) <= 0.5 * spread(batch.x)
+    assert float(uniform_noise.norm(dim=1).median()) > 0.4 * spread(batch.x)
+    spiked = Noise(NoiseSettings(eps=1.0, kind="spike_slab", spikes=0.2))(made, batch, 0).x["x"] - x
+    assert float((spiked.abs() > 0.1).double().mean()) == pytest.approx(
+        0.2 * 0.94, abs=0.02
+    )  # of a Cauchy, 94 % exceed 0.1
+    again = Noise(NoiseSettings(eps=0.5))(made, batch, 0).x["x"] - x
+    assert torch.equal(again, uniform_noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ROBUST, "ensemble"])
+def test_everything_robust_lowers_the_information(line, rng, name: str) -> None:
+    theta = line.prior.sample(2000, rng)
+    x = line.simulate(theta, rng)["x"]
+    settings = SETTINGS["ensemble" if name == "ensemble" else "maf"]
+
+    def trace(**robust: Any) -> float:
+        training = TrainingSettings(epochs=10, batch_size=50, learning_rate=5e-3, **robust)
+        model = simfer.train(theta, x, line.prior, estimator=settings, training=training)
+        return float(fisher_trace(model.posterior, x[:100], draws=50).mean())
+
+    strong = {
+        "fisher": {"fisher": FisherSettings(beta=0.1)},
+        "trades": {"trades": TradesSettings(weight=1.0, steps=5)},
+        "adversarial": {"adversarial": AdversarialSettings(steps=5)},
+        "noise": {"noise": NoiseSettings(eps=1.0)},
+        "spikes": {"noise": NoiseSettings(eps=1.0, kind="spike_slab", spikes=0.3)},
+        "ensemble": {"fisher": FisherSettings(beta=0.1), "trades": TradesSettings(weight=0.5, steps=3)},
+    }
+    assert trace(**strong[name]) < 0.8 * trace()
 
 
 @pytest.mark.parametrize("method", ["nle", "nre"])

@@ -1,0 +1,69 @@
+"""The objective with everything that makes it robust: what is learned from, and what is added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...data.batch import Batch
+from ..base import Estimator
+from ..settings import TrainingSettings
+from .augmentation import Adversarial, Noise
+from .base import Change, Term
+from .fisher import FisherPenalty
+from .trades import Trades
+
+
+class Objective:
+    """The mean loss of each member, of changed data and with terms added.
+
+    Args:
+        settings: Of the training.
+        estimator: What is trained.
+        seed: Of all that is drawn.
+
+    Raises:
+        UnsupportedError: An estimator that a term cannot be added to.
+    """
+
+    def __init__(self, settings: TrainingSettings, estimator: Estimator, seed: int = 0) -> None:
+        s = settings
+        self.changes: list[Change] = []
+        self.terms: list[Term] = []
+        if s.noise:
+            self.changes.append(Noise(s.noise, seed))
+        if s.adversarial:
+            self.changes.append(Adversarial(s.adversarial, seed))
+        if s.trades:
+            self.terms.append(Trades(s.trades, estimator, seed))
+        self.fisher = FisherPenalty(s.fisher, estimator, seed) if s.fisher else None
+        if self.fisher:
+            self.terms.append(self.fisher)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the estimator's own loss."""
+        return not (self.changes or self.terms)
+
+    def losses(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member rows"]:
+        """Of the data that are learned from."""
+        for change in self.changes:
+            batch = change(estimator, batch, step)
+        return estimator.member_losses(batch)
+
+    def added(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"] | float:
+        """What the terms add in a step of training."""
+        found = (term(estimator, batch, step) for term in self.terms)
+        return sum((extra for extra in found if extra is not None), 0.0)
+
+    def validate(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
+        """The validation loss of each member."""
+        losses = self.losses(estimator, batch, step).mean(1).float()
+        return sum((term.validate(estimator, batch, step) for term in self.terms), losses)
+
+    def finish(self, estimator: Estimator, held_out: Iterable[Batch]) -> dict[str, Any]:
+        """What is to be known of the trained estimator."""
+        return {"fisher": self.fisher.finish(estimator, held_out)} if self.fisher else {}
