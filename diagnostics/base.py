@@ -30,6 +30,7 @@ class CheckResult:
         blind_to: One sentence: what this check cannot see.
         curves: The arrays of its figure.
         null: What fails as often as ``threshold`` says.
+        panels: Of its figure, side by side.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CheckResult:
     curves: Mapping[str, np.ndarray] = field(repr=False)
     draw: Callable[[CheckResult, Axes], None] = field(repr=False, compare=False)
     null: str = "A correct posterior"
+    panels: int = 1
 
     @property
     def passed(self) -> bool:
@@ -54,7 +56,7 @@ class CheckResult:
         if axes is None:
             import matplotlib.pyplot as plt
 
-            axes = plt.subplots(figsize=(4.5, 3.4), layout="constrained")[1]
+            axes = plt.subplots(figsize=(4.5 * self.panels, 3.4), layout="constrained")[1]
         self.draw(self, axes)
         return axes
 

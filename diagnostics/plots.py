@@ -54,9 +54,30 @@ def draw_attack(found: AttackSet, axes: Axes | None = None) -> Axes:
 
 
 def draw_attack_check(found: AttackSet, result: CheckResult, axes: Axes) -> None:
-    """`draw_attack` as the figure of a check."""
+    """Divergence over ε, and the observation that the smallest attack moves most beside its perturbed twin."""
+    place = axes.get_subplotspec()
+    if place is not None:
+        halves = place.subgridspec(1, 2)
+        axes.set_subplotspec(halves[0])
+        _draw_twins(found, axes.figure.add_subplot(halves[1]))
     draw_attack(found, axes)
     _title(result, axes)
+
+
+def _draw_twins(found: AttackSet, axes: Axes) -> None:
+    worst = found.worst()
+    index = np.arange(1, found.x.shape[1] + 1)
+    axes.plot(index, found.x[worst], color=_CYCLE[0], lw=1.4, label="as observed")
+    axes.plot(
+        index,
+        found.attacked[0, worst],
+        color=ACCENT,
+        lw=1.0,
+        label=f"moved {found.moved[found.formula][0, worst]:.2g} nats",
+    )
+    axes.set(xlabel="entry of x", ylabel="x")
+    axes.set_title(f"worst of {len(found.x)}, ε = {found.eps[0]:g}", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def draw_predictive(result: CheckResult, axes: Axes) -> None:

@@ -129,7 +129,7 @@ def _losses(folder: RunFolder) -> str:
 def _plotted(result: CheckResult) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.5 * result.panels, 3.2), layout="constrained")
     result.plot(figure.subplots())
     return figure
 

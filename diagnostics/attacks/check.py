@@ -140,6 +140,7 @@ class Attack:
             curves={"moved": found.moved[found.formula], "eps": found.eps},
             draw=lambda result, axes: draw_attack_check(found, result, axes),
             null="A posterior just at the limit",
+            panels=2,
         )
 
     def _words(self, found: AttackSet, p_value: float) -> tuple[str, str]:
