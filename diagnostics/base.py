@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ..data.variables import Variables
+
 Verdict = Literal["pass", "fail"]
 
 
@@ -73,6 +75,14 @@ class Check(Protocol):
     name: ClassVar[str]
 
     def __call__(self, found: Any, /) -> CheckResult: ...
+
+
+@runtime_checkable
+class Asks(Protocol):
+    """A check that asks the posterior anew, and must be told what x is."""
+
+    def require_fit(self, observables: Variables, *, impute: bool) -> None:
+        """Refuse options that do not fit x, before anything runs."""
 
 
 def verdict(p_value: float, threshold: float) -> Verdict:

@@ -115,6 +115,7 @@ class SBIPosterior(Posterior):
     """
 
     imputes = True  # sbi decides itself what x may hold
+    normalised = False
 
     def __init__(self, posterior: Any, parameters: Variables, observables: Variables) -> None:
         self.wrapped, self.observables = posterior, observables

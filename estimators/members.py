@@ -3,7 +3,7 @@ r"""Members of one method that differ in their initial weights, trained in one p
 All see the same batches. Every weight has a leading axis of members, over which ``torch.func.vmap`` runs the member's own
 code, so that a step of all is one pass over larger tensors; what they share (normalisation of x, theta in unconstrained
 space) is computed once. A member's gradient, its bound and its best weights are its own: each becomes what it would have
-become alone. Their weights in the mixture,
+become alone, but for random numbers in the loss (flow matching, likelihoods of counts), which all share. Their weights in the mixture,
 
 .. math:: w = \arg\max_{w \in \Delta} \sum_i \log \sum_k w_k\, q_k(i),
 

@@ -342,7 +342,8 @@ class EstimatorSettings(DensitySettings):
 
     Attributes:
         impute: Replace what is not finite in x by the mean of that entry, in training and ever after.
-        context: Which of the observables are known nuisance: a likelihood is conditioned on them. A store knows them.
+        context: Which of the observables are known nuisance: a likelihood is conditioned on them, no attack and no noise
+            touches them. A store knows them.
         failures: Whether a likelihood or ratio has the factor p(valid | theta) as well; training sets it where a store
             has rows that are not valid.
     """
@@ -350,6 +351,12 @@ class EstimatorSettings(DensitySettings):
     impute: bool = False
     context: tuple[str, ...] = ()
     failures: bool = False
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Observables that have no errors: context, and what says which entries of others are there."""
+        masks = (network.mask for network in self.embedding.networks())
+        return tuple(dict.fromkeys([*self.context, *(mask for mask in masks if mask)]))
 
 
 class FisherSettings(Settings):
@@ -448,6 +455,11 @@ class TrainingSettings(Settings):
     adversarial: AdversarialSettings | None = None
     noise: NoiseSettings | None = None
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
+
+    @property
+    def robust(self) -> tuple[str, ...]:
+        """What is to make the posterior robust, by name."""
+        return tuple(name for name in ("fisher", "trades", "adversarial", "noise") if getattr(self, name))
 
 
 class SearchSettings(Settings):

@@ -196,16 +196,16 @@ def _stored(
 
 
 def _of_store(estimator: EstimatorSettings, store: SimulationStore) -> EstimatorSettings:
-    """What a likelihood must know of a store: which of its arrays are context, and whether rows of it are not valid.
+    """What an estimator must know of a store: which of its arrays are context, and, of a likelihood, whether rows are not valid.
 
-    A density of theta need not: leaving rows out does not bias it where x decides which are valid.
+    A density of theta need not know the latter: leaving rows out does not bias it where x decides which are valid.
 
     Raises:
         ConfigError: Rows failed, of which others that are not valid are imputed.
     """
-    if estimator.method not in LIKELIHOODS:
-        return estimator
     found: dict[str, Any] = {"context": store.schema.context.names}
+    if estimator.method not in LIKELIHOODS:
+        return estimator.model_copy(update=found)
     counts = store.counts()
     if counts["invalid"] + counts["failed"] + counts["timeout"]:
         if estimator.impute and counts["failed"] + counts["timeout"]:

@@ -158,10 +158,13 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         losses = self._objective.losses(self.estimator, batch, self.global_step)
-        means = losses.mean(1) + self._objective.added(self.estimator, batch, self.global_step)
+        added = self._objective.added(self.estimator, batch, self.global_step)
+        means = losses.mean(1) + added
         if self.device.type != "cpu":  # a step late: asked now, the host would wait for the device in every step
             self._require_finite()
-        self._last = Step(self.current_epoch, index, batch, losses.detach().sum(0))
+        self._last = Step(
+            self.current_epoch, index, batch, losses.detach().sum(0) + torch.as_tensor(added).detach().sum()
+        )
         if self.device.type == "cpu":
             self._require_finite()
         self._sum, self._count = self._sum + means.detach().mean(), self._count + 1
@@ -263,7 +266,7 @@ def train_estimator(
         logs, kept = logs or folder, folder
         losses = Losses(on_epoch, logs)
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        objective = Objective(settings, estimator, seed)
+        objective = Objective(settings, estimator, Portions(train), seed)
         compile_ = hardware.compile if objective.plain else "never"  # what is compiled has no second derivative
         tuning = Tuning(train, numbers.batch_size, compile_, threads)
         stack.callback(tuning.compilation.undo)

@@ -48,12 +48,17 @@ class Function:
         return self.value(u)
 
 
+def _root(u: Tensor) -> Tensor:
+    """The square root, with slope 0 at 0, where counts are: an infinite one makes every gradient in x no number."""
+    return torch.where(u == 0, 1.0, u).sqrt() * (u != 0)
+
+
 FUNCTIONS: dict[XTransform, Function] = {
     "identity": Function(lambda u: u, torch.zeros_like),
     "log": Function(torch.log, lambda u: -torch.log(u), low=0.0, fits=lambda u: u > 0),
     "log1p": Function(torch.log1p, lambda u: -torch.log1p(u), low=-1.0, fits=lambda u: u > -1),
     "sqrt": Function(
-        lambda u: u.sign() * u.abs().sqrt(), lambda u: -math.log(2) - 0.5 * u.abs().log(), fits=lambda u: u >= 0
+        lambda u: u.sign() * _root(u.abs()), lambda u: -math.log(2) - 0.5 * u.abs().log(), fits=lambda u: u >= 0
     ),
     "arcsinh": Function(torch.arcsinh, lambda u: -torch.log(torch.hypot(u, torch.ones_like(u)))),
     "logit": Function(

@@ -13,7 +13,7 @@ from ..data import registry
 from ..data.errors import ConfigError, did_you_mean
 from ..data.observations import read_observation
 from ..data.variables import Arrays, Variable, Variables
-from ..diagnostics.base import Check
+from ..diagnostics.base import Asks, Check
 from ..estimators.embeddings.own import absolute_names, imported
 from ..estimators.loggers import require_loggers
 from ..estimators.preprocess import Preprocess, build_preprocess
@@ -146,6 +146,15 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         _require_likelihood(config, simulator)
     with found.at("infer", "sampler"):
         _require_chains(config)
+    if impute and config.train.robust:
+        with found.at("train", config.train.robust[0]):
+            raise ConfigError(
+                "needs all of x, and `on_invalid: impute` lets entries be missing: use `mask`, or leave it out"
+            )
+    for i, check in enumerate(checks):
+        with found.at("diagnose", "checks", i, check.name):
+            if isinstance(check, Asks):
+                check.require_fit(_conditions(simulator), impute=impute)
     with found.at("train", "method"):
         _require_plain(config)
     context, known = read_context(simulator, config.context, source.folder, found)

@@ -278,9 +278,7 @@ def _attacked(
     for check in job.checks:
         if isinstance(check, Attack):
             with reporter.bar("attack", check.evaluations, "steps") as meter:
-                found = check.attack(
-                    posterior, theta, x, context=job.observed_context, seed=job.config.seed, progress=meter
-                )
+                found = check.attack(posterior, theta, x, seed=job.config.seed, progress=meter)
             found.save(folder / "attack.zarr")
             return found
     return None

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data.errors import ConfigError, UnknownNameError, did_you_mean
+from ...data.errors import ConfigError, ShapeError, UnknownNameError, did_you_mean
 from ...data.ranges import OutsideTrainingWarning
 from ...data.results import read_tree, tree, write_tree
 from ...data.variables import Variables
@@ -158,7 +159,7 @@ def attack(
         search: ``pgd``, ``adam``, ``random`` (without gradients) or ``noise``.
         units: What ε = 1 is: ``global`` or ``feature``; see `region`.
         noise: Standard deviations or covariance of measurement errors, which then are the unit.
-        fixed: Observables that stay as they are.
+        fixed: Observables that stay as they are, besides the context and the masks that the estimator knows.
         clip: Whether to stay within the range of the data, besides what their support demands.
         steps: Of each search.
         draws: For each estimate of a divergence while searching.
@@ -175,20 +176,24 @@ def attack(
         ShapeError: Names or shapes do not fit.
         NotFiniteError: An entry of x is no number.
     """
-    rows = {name: values.numpy() for name, values in named_rows(x, posterior.observables).items()}
-    where = region(posterior.observables, rows, units=units, noise=noise, fixed=fixed, clip=clip)
+    rows = {name: values.detach().cpu().numpy() for name, values in named_rows(x, posterior.observables).items()}
+    known = estimator.settings.fixed if (estimator := getattr(posterior, "estimator", None)) else ()
+    where = region(posterior.observables, rows, units=units, noise=noise, fixed={*fixed, *known}, clip=clip)
     sizes = np.atleast_1d(np.asarray(eps, dtype=float))
     around, raised = ball(norm), _named(divergence, DIVERGENCES, "divergence")
     find = _named(search, SEARCHES, "search")
     _check_sizes(sizes, where, around, clip)
+    numbers = {"steps": steps, "draws": draws, "restarts": restarts, "evaluation": evaluation}
+    require_at_least(numbers | {"coverage_draws": coverage_draws}, {"draws": 2 if divergence == "mmd" else 1})
+    truths = None if theta is None else _truths(theta, posterior, len(where.x))
     plan = _Plan(posterior, raised, find, around, steps, draws, restarts, evaluation, progress)
     with warnings.catch_warnings(), seeded(seed):
         warnings.simplefilter("ignore", OutsideTrainingWarning)  # attacks leave the data; that is what they are for
         attacked = torch.stack([plan.worst(where, size * where.unit) for size in sizes])
         noisy = torch.stack([_noisy(where, around, size * where.unit) for size in sizes])
         moved, by_noise = (plan.measured(where, found) for found in (attacked, noisy))
-        sets = [] if theta is None else [where.named(found) for found in (where.x, *attacked)]
-        ranks = [_ranks(posterior, found, np.asarray(theta), coverage_draws) for found in sets]
+        sets = [] if truths is None else [where.named(found) for found in (where.x, *attacked)]
+        ranks = [_ranks(posterior, found, truths, coverage_draws) for found in sets if truths is not None]
     before, after, aside = (values.double().numpy() for values in (where.x, attacked, noisy))
     measured: dict[str, Any] = {
         "moved": moved,
@@ -227,7 +232,7 @@ class _Plan:
             return tries[0]
         judged = self.divergence(self.posterior, clean, self.evaluation)
         with torch.no_grad():
-            best = torch.stack([judged(where.named(x)) for x in tries]).argmax(0)
+            best = torch.stack([judged(where.named(x)) for x in tries]).argmax(0).to(tries.device)
         return tries[best, torch.arange(len(best))]
 
     @torch.no_grad()
@@ -257,15 +262,34 @@ def _ranks(posterior: Posterior, x: dict[str, Tensor], theta: np.ndarray, draws:
     return (log_q > posterior.log_prob_batched(torch.as_tensor(theta)[None], x)).double().mean(0).cpu().numpy()
 
 
+def require_at_least(numbers: Mapping[str, Any], least: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Refuse counts that are too small.
+
+    Raises:
+        ConfigError: The first that is.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
+            raise ConfigError(f"`{name}` must be a whole number, {least.get(name, 1)} at least; got {value!r}")
+
+
+def _truths(theta: Any, posterior: Posterior, rows: int) -> np.ndarray:
+    truths = np.asarray(theta, dtype=float)
+    if truths.shape != (rows, posterior.prior.dim):
+        raise ShapeError(f"`theta` must have shape {(rows, posterior.prior.dim)}, as x has; got {truths.shape}")
+    return truths
+
+
 def _check_sizes(sizes: np.ndarray, where: Region, around: Ball, clip: bool) -> None:
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ConfigError(f"`eps` must be positive; got {', '.join(f'{size:g}' for size in sizes)}")
+    if not sizes.size or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ConfigError(f"`eps` must be positive; got {', '.join(f'{size:g}' for size in sizes) or 'none'}")
     if not clip or where.factor.dim() == 2:
         return
     widest = float(around.norm((((where.high - where.low) / where.factor) * where.free)[None])) / where.unit
     if sizes.max() > widest:
         raise ConfigError(
-            f"`eps` must be below {widest:.3g}, at which every observation could become every other; got {sizes.max():g}"
+            f"`eps` must be below {widest:.3g}, at which every observation could become every other; got {sizes.max():g} (where "
+            "entries differ in kind: `units: feature`)"
         )
 
 

@@ -7,19 +7,21 @@ known, not that training went wrong. Beside the attack stands noise of the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import scipy.stats
 
-from ...data.errors import ConfigError, UnknownNameError, did_you_mean
+from ...data.errors import ConfigError, MissingFileError, UnknownNameError, did_you_mean
+from ...data.variables import Variables
 from ...estimators.base import Posterior, XLike
 from ...estimators.robust.balls import ball
 from ..base import CheckResult, says_p, verdict
 from ..plots import draw_attack_check
-from .attack import AttackSet, attack
+from .attack import AttackSet, attack, require_at_least
 from .region import UNITS
 from .search import SEARCHES
 
@@ -39,7 +41,7 @@ class Attack:
         norm: ``l1``, ``l2`` or ``linf``.
         units: ``global`` or ``feature``.
         noise: Standard deviation of the measurement errors, one number or one per entry of x, in place of ``units``.
-        fixed: Observables that stay as they are; context always does.
+        fixed: Observables that stay as they are; context and masks always do.
         search: ``pgd``, ``adam`` or ``random``.
         steps: Of the search.
         restarts: Of the search.
@@ -48,11 +50,11 @@ class Attack:
         alpha: A posterior for which the median is just that fails this often.
     """
 
-    eps: tuple[float, ...] = (0.1, 0.3, 1.0)
+    eps: Sequence[Any] = (0.1, 0.3, 1.0)
     norm: str = "l2"
     units: str = "global"
-    noise: float | tuple[float, ...] | None = None
-    fixed: tuple[str, ...] = ()
+    noise: Any = None
+    fixed: Sequence[str] = ()
     search: str = "pgd"
     steps: int = 200
     restarts: int = 1
@@ -66,17 +68,43 @@ class Attack:
             if isinstance(value := getattr(self, option), list):
                 object.__setattr__(self, option, tuple(value))
         sizes = self.eps if isinstance(self.eps, tuple) else (self.eps,)
-        if not sizes or not all(isinstance(size, int | float) and size > 0 for size in sizes):
+        if not sizes or not all(_positive(size) for size in sizes):
             raise ConfigError(f"`eps` must be positive numbers; got {self.eps}")
         object.__setattr__(self, "eps", tuple(sorted(sizes)))
-        ball(self.norm)
+        ball(str(self.norm))
         if self.search not in SEARCHES:
             raise UnknownNameError(f"unknown `search` `{self.search}`; {did_you_mean(self.search, SEARCHES)}")
         if self.units not in UNITS:
             raise UnknownNameError(f"unknown `units` `{self.units}`; {did_you_mean(self.units, UNITS)}")
-        for option, least in (("steps", 1), ("restarts", 1), ("observations", 10)):
-            if not isinstance(getattr(self, option), int) or getattr(self, option) < least:
-                raise ConfigError(f"`{option}` must be a whole number, {least} at least; got {getattr(self, option)}")
+        counts = {option: getattr(self, option) for option in ("steps", "restarts", "observations")}
+        require_at_least(counts, {"observations": 10})
+        for option in ("most", "alpha"):
+            if not _positive(getattr(self, option)):
+                raise ConfigError(f"`{option}` must be a positive number; got {getattr(self, option)!r}")
+        noise = self.noise if isinstance(self.noise, tuple) else (self.noise,)
+        if self.noise is not None and not (noise and all(_positive(sd) for sd in noise)):
+            raise ConfigError(f"`noise` must be positive, one number or one for each entry of x; got {self.noise!r}")
+        if isinstance(self.fixed, str):
+            object.__setattr__(self, "fixed", (self.fixed,))
+
+    def require_fit(self, observables: Variables, *, impute: bool = False) -> None:
+        """Refuse options that do not fit x.
+
+        Raises:
+            UnknownNameError: ``fixed`` names no observable.
+            ConfigError: ``noise`` has another size, or entries of x may be missing.
+        """
+        if impute:
+            raise ConfigError(
+                "needs all of x, and `on_invalid: impute` lets entries be missing: use `mask`, or leave it out"
+            )
+        if unknown := set(self.fixed) - set(observables.names):
+            raise UnknownNameError(f"`fixed` must name observables; {did_you_mean(min(unknown), observables.names)}")
+        entries = sum(v.size for v in observables)
+        if isinstance(self.noise, tuple) and len(self.noise) != entries:
+            raise ConfigError(
+                f"`noise` must be one number, or one for each of the {entries} entries of x; got {len(self.noise)}"
+            )
 
     @property
     def evaluations(self) -> int:
@@ -89,14 +117,12 @@ class Attack:
         theta: np.ndarray,
         x: XLike,
         *,
-        context: Collection[str] = (),
         seed: int = 0,
         progress: Callable[[int], None] = lambda evaluations: None,
     ) -> AttackSet:
         """Attack the first observations; coverage is of theirs."""
         rows = posterior.observables.rows(x)
         some = {name: values[: self.observations] for name, values in rows.items()}
-        sizes = sum(v.size for v in posterior.observables)
         return attack(
             posterior,
             some,
@@ -106,8 +132,8 @@ class Attack:
             divergence="attacked_clean" if hasattr(posterior, "rsample_stratified") else "clean_attacked",
             search=self.search,
             units=self.units,
-            noise=None if self.noise is None else np.broadcast_to(np.asarray(self.noise, dtype=float), sizes),
-            fixed={*self.fixed, *context},
+            noise=self.noise,
+            fixed=self.fixed,
             steps=self.steps,
             restarts=self.restarts,
             seed=seed,
@@ -163,5 +189,17 @@ class Attack:
 
 
 def ask(check: Any, calibration: Any, attacked: AttackSet | None) -> CheckResult:
-    """A check's result, from what it is a function of."""
+    """A check's result, from what it is a function of.
+
+    Raises:
+        MissingFileError: What attacks made is not there.
+    """
+    if isinstance(check, Attack) and attacked is None:
+        raise MissingFileError(
+            "attack.zarr is missing from the run folder: remove calibration.zarr as well, and `simfer run` makes both again"
+        )
     return check(attacked if isinstance(check, Attack) else calibration)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0

@@ -24,6 +24,7 @@ from ...data.variables import Arrays, Variable, Variables
 from ...estimators.robust.balls import Ball
 
 UNITS = ("global", "feature")
+_MOST_COUNTS = 256  # that are rounded up one after another
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,24 @@ class Region:
     def settled(self, x: Float[Tensor, "rows entry"], ball: Ball, radius: float) -> Float[Tensor, "rows entry"]:
         """A perturbed observation as it may be: in the ball, which clipping may have left, and counts whole."""
         delta = x - self.x
-        u = torch.linalg.solve(self.factor, delta.T).T if self.factor.dim() == 2 else delta / self.factor
-        delta = delta * (radius / ball.norm(torch.where(self.free, u, 0.0)).clamp(min=radius))
-        return self.x + torch.where(self.integer, delta.trunc(), delta)
+        delta = delta * (radius / self.length(delta, ball).clamp(min=radius))
+        return self.x + (self._whole(delta, ball, radius) if self.integer.any() else delta)
+
+    def length(self, delta: Float[Tensor, "rows entry"], ball: Ball) -> Float[Tensor, "rows 1"]:
+        """The norm of u, of a perturbation."""
+        return ball.norm(torch.linalg.solve(self.factor, delta.T).T if self.factor.dim() == 2 else delta / self.factor)
+
+    def _whole(self, delta: Float[Tensor, "rows entry"], ball: Ball, radius: float) -> Float[Tensor, "rows entry"]:
+        """Counts move by whole numbers: those that were to move most by one more, as long as the ball holds them."""
+        whole = torch.where(self.integer, delta.trunc(), delta)
+        rest = torch.where(self.integer, delta - whole, 0.0)
+        order = rest.abs().argsort(1, descending=True)[:, : min(_MOST_COUNTS, int(self.integer.sum()))]
+        for entry in order.T[..., None]:
+            more = whole.scatter_add(1, entry, rest.gather(1, entry).sign())
+            inside = (self.x + more).clamp(self.low, self.high) == self.x + more
+            fits = (self.length(more, ball) <= radius) & inside.gather(1, entry)
+            whole = torch.where(fits, more, whole)
+        return whole
 
 
 def region(
@@ -83,7 +99,7 @@ def region(
         observables: What x consists of.
         x: One row per observation.
         units: ``global`` or ``feature``; not looked at with ``noise``.
-        noise: Standard deviations of the measurement errors of all entries, flattened, or their covariance.
+        noise: Standard deviation of the measurement errors, one number or one for each entry, flattened, or their covariance.
         fixed: Observables that no perturbation may touch, such as context.
         clip: Whether to stay between the least and the largest value of an observable in all observations, in units of
             features those of each entry.
@@ -103,7 +119,7 @@ def region(
     free = np.repeat([v.name not in fixed for v in observables], [v.size for v in observables])
     if not free.any():
         raise ConfigError("`fixed` must leave something to be perturbed; got all observables")
-    factor, unit = _units(rows, free, units) if noise is None else (_factor(np.asarray(noise), rows.shape[1]), 1.0)
+    factor, unit = _units(rows, free, units) if noise is None else (_factor(np.asarray(noise), free), 1.0)
     each = units == "feature" and noise is None
     bounds = np.concatenate([_bounds(v, x[v.name].reshape(-1, v.size), clip, each) for v in observables], 1)
     whole = np.repeat([v.support.integer for v in observables], [v.size for v in observables])
@@ -122,16 +138,19 @@ def _units(rows: np.ndarray, free: np.ndarray, units: str) -> tuple[np.ndarray, 
     return factor, unit
 
 
-def _factor(noise: np.ndarray, entries: int) -> np.ndarray:
-    if noise.shape == (entries,) and (noise > 0).all():
-        return noise
+def _factor(noise: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Standard deviations, or the Cholesky factor of the covariance of the entries that may change."""
+    entries = len(free)
+    if noise.shape in ((), (entries,)) and (noise > 0).all():
+        return np.broadcast_to(noise, entries).astype(float)
     if noise.shape == (entries, entries):
+        both = free[:, None] & free
         try:
-            return np.linalg.cholesky(noise)
+            return np.linalg.cholesky(np.where(both, noise, np.eye(entries)))
         except np.linalg.LinAlgError:
             pass
     raise ShapeError(
-        f"`noise` must be {entries} positive standard deviations or a covariance of {entries} × {entries}; "
+        f"`noise` must be positive, one number or {entries}, or a covariance of {entries} × {entries}; "
         f"got shape {noise.shape}"
     )
 

@@ -46,10 +46,10 @@ def adam(objective: Objective, region: Region, ball: Ball, radius: float, steps:
 def random(objective: Objective, region: Region, ball: Ball, radius: float, steps: int) -> Tensor:
     """Steps in random directions, kept where they lead farther."""
     u = noise(objective, region, ball, radius, 0)
-    best = objective(region.at(u))
+    best = objective(region.at(u)).to(u.device)
     for _ in range(steps):
         there = ball.project(u + radius * ball.uniform(*u.shape).to(u), radius)
-        value = objective(region.at(there))
+        value = objective(region.at(there)).to(u.device)
         better = value > best
         u, best = torch.where(better[:, None], there, u), torch.where(better, value, best)
     return u
@@ -64,7 +64,7 @@ SEARCHES: dict[str, Search] = {"pgd": pgd, "adam": adam, "random": random, "nois
 
 
 def _gradient(objective: Objective, region: Region, u: Tensor) -> Tensor:
-    """Of each row's own objective; where it is no number the row stays where it is."""
+    """Of each row's own objective; an entry for which it is no number is left where it is."""
     u = u.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(objective(region.at(u)).sum(), u)
-    return torch.where(gradient.isfinite().all(1, keepdim=True), gradient, 0.0)
+    return torch.where(gradient.isfinite(), gradient, 0.0)

@@ -17,7 +17,7 @@ from ..base import Estimator
 from ..settings import AdversarialSettings, NoiseSettings
 from .balls import ball
 from .base import of_step
-from .perturbations import Named, flattened, named, spread, uniform, worst
+from .perturbations import Named, Space
 
 
 class Noise:
@@ -25,19 +25,20 @@ class Noise:
 
     Args:
         settings: Kind and size.
+        space: Where x may go.
         seed: Of the draws, with the step.
     """
 
-    def __init__(self, settings: NoiseSettings, seed: int = 0) -> None:
-        self.settings, self._seed = settings, seed
+    def __init__(self, settings: NoiseSettings, space: Space, seed: int = 0) -> None:
+        self.settings, self._space, self._seed = settings, space, seed
 
     def __call__(self, estimator: Estimator, batch: Batch, step: int) -> Batch:
-        chosen = self.settings
-        radius = chosen.eps * spread(batch.x)
+        chosen, space = self.settings, self._space
         with of_step(self._seed, step):
             if chosen.kind == "uniform":
-                return batch._replace(x=uniform(batch.x, ball(chosen.norm), radius))
-            return batch._replace(x=named(_spiked(flattened(batch.x), radius, chosen.spikes), batch.x))
+                return batch._replace(x=space.uniform(batch.x, ball(chosen.norm), chosen.eps))
+            noisy = _spiked(space.flat(batch.x), chosen.eps * space.spread, chosen.spikes)
+        return batch._replace(x=space.named(noisy, batch.x))
 
 
 class Adversarial:
@@ -45,11 +46,12 @@ class Adversarial:
 
     Args:
         settings: Size and search.
+        space: Where x may go.
         seed: Of the starts, with the step.
     """
 
-    def __init__(self, settings: AdversarialSettings, seed: int = 0) -> None:
-        self.settings, self._seed = settings, seed
+    def __init__(self, settings: AdversarialSettings, space: Space, seed: int = 0) -> None:
+        self.settings, self._space, self._seed = settings, space, seed
 
     def __call__(self, estimator: Estimator, batch: Batch, step: int) -> Batch:
         chosen = self.settings
@@ -58,7 +60,7 @@ class Adversarial:
             return estimator.member_losses(batch._replace(x=x)).mean(0)
 
         with of_step(self._seed, step):
-            x = worst(loss, batch.x, ball(chosen.norm), chosen.eps * spread(batch.x), chosen.steps)
+            x = self._space.worst(loss, batch.x, ball(chosen.norm), chosen.eps, chosen.steps)
         return batch._replace(x=x)
 
 

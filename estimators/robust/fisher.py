@@ -9,7 +9,7 @@ it buys is paid for in accuracy: for x = aθ + N(0, σ²) and a normal q the min
 σ² + 2β, wider than the right one.
 
 The trace may be taken of a part of each batch's rows and in every n-th step only, with n times the weight: the mean gradient
-is the same. ``largest`` penalises :math:`\lambda_{\max}` in place of the trace, as :math:`v^T F v` with v from a few power
+is the same. Context and masks, which have no errors, do not count among the entries of x. ``largest`` penalises :math:`\lambda_{\max}` in place of the trace, as :math:`v^T F v` with v from a few power
 iterations on the same draws.
 """
 
@@ -29,6 +29,7 @@ from ..base import Estimator
 from ..direct import DirectEstimator
 from ..ensemble import Ensemble
 from ..mixture import strata
+from ..precision import full_precision
 from ..settings import FisherSettings
 from .base import of_step
 
@@ -75,7 +76,10 @@ class FisherPenalty:
     def penalty(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
         """Mean over rows of tr F, or of its largest eigenvalue."""
         one = _largest if self.settings.kind == "largest" else _trace
-        with of_step(self._seed, step):
+        with (
+            of_step(self._seed, step),
+            full_precision(batch.theta),
+        ):  # embeddings too: gradients would be rounded on their way
             if isinstance(estimator, Ensemble):
                 return estimator.each(lambda member: one(member, batch.x, self.settings.draws).mean(), at_once=False)
             return one(estimator, batch.x, self.settings.draws).mean()[None]
@@ -108,7 +112,8 @@ def _scores(
         return estimator.density(estimator.condition(given)).log_prob(flat.flatten(0, 1)).sum()
 
     parts = grad(total)(given)
-    return torch.cat([part.reshape(many, flat.shape[1], -1) for part in parts.values()], -1), weights
+    free = [part for name, part in parts.items() if name not in estimator.settings.fixed]
+    return torch.cat([part.reshape(many, flat.shape[1], -1) for part in free], -1), weights
 
 
 def _trace(estimator: Any, x: dict[str, Tensor], draws: int) -> Float[Tensor, "rows"]:

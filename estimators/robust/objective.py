@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.batch import Batch
+from ...data.errors import UnsupportedError
 from ..base import Estimator
 from ..settings import TrainingSettings
 from .augmentation import Adversarial, Noise
 from .base import Change, Term
 from .fisher import FisherPenalty
+from .perturbations import Space
 from .trades import Trades
 
 
@@ -23,22 +25,32 @@ class Objective:
     Args:
         settings: Of the training.
         estimator: What is trained.
+        rows: What it is trained on.
         seed: Of all that is drawn.
 
     Raises:
-        UnsupportedError: An estimator that a term cannot be added to.
+        UnsupportedError: An estimator that a term cannot be added to, or that imputes.
     """
 
-    def __init__(self, settings: TrainingSettings, estimator: Estimator, seed: int = 0) -> None:
-        s = settings
+    def __init__(
+        self, settings: TrainingSettings, estimator: Estimator, rows: Iterable[Batch] = (), seed: int = 0
+    ) -> None:
+        s, fixed = settings, estimator.settings.fixed
         self.changes: list[Change] = []
         self.terms: list[Term] = []
+        if s.robust and estimator.settings.impute:
+            raise UnsupportedError(
+                f"`{s.robust[0]}` needs all of x, and `impute` lets entries be missing: use `on_invalid: mask`, or leave it out"
+            )
+        if s.robust and not set(estimator.observables.names) - set(fixed):
+            raise UnsupportedError(f"`{s.robust[0]}` needs observables besides context and masks: leave it out")
+        space = Space.of(rows, fixed) if set(s.robust) - {"fisher"} else Space(frozenset(fixed), 1.0)
         if s.noise:
-            self.changes.append(Noise(s.noise, seed))
+            self.changes.append(Noise(s.noise, space, seed))
         if s.adversarial:
-            self.changes.append(Adversarial(s.adversarial, seed))
+            self.changes.append(Adversarial(s.adversarial, space, seed))
         if s.trades:
-            self.terms.append(Trades(s.trades, estimator, seed))
+            self.terms.append(Trades(s.trades, estimator, space, seed))
         self.fisher = FisherPenalty(s.fisher, estimator, seed) if s.fisher else None
         if self.fisher:
             self.terms.append(self.fisher)

@@ -1,57 +1,76 @@
 r"""Perturbations of a batch: uniform in a ball, or the worst in it by projected gradient ascent.
 
-The radius is :math:`\epsilon` times the mean over the batch's rows of the standard deviation of the entries within one, as
+The radius is :math:`\epsilon` times the mean over training rows of the standard deviation of the entries within one, as
 Gloeckler, Deistler & Macke (2023), https://arxiv.org/abs/2305.14984, measure it. Ascent: Madry et al. (2018),
-https://arxiv.org/abs/1706.06083, with steps of a tenth of the radius.
+https://arxiv.org/abs/1706.06083, with steps of a tenth of the radius. Context and masks have no errors and stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...data.batch import Batch
 from .balls import Ball
 
 STEP = 0.1  # of the radius
 Named = dict[str, Tensor]
 
 
-def flattened(x: Named) -> Float[Tensor, "rows entry"]:
-    """All entries of each row."""
-    return torch.cat([values.flatten(1) if values.dim() > 1 else values[:, None] for values in x.values()], 1)
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Where x may go.
 
+    Attributes:
+        fixed: Observables that stay as they are.
+        spread: What ε = 1 is.
+    """
 
-def named(flat: Float[Tensor, "rows entry"], like: Named) -> Named:
-    """Entries as the observables they belong to."""
-    parts = flat.split([values[0].numel() for values in like.values()], 1)
-    return {name: part.reshape(values.shape) for (name, values), part in zip(like.items(), parts, strict=True)}
+    fixed: frozenset[str]
+    spread: float
 
+    @classmethod
+    def of(cls, portions: Iterable[Batch], fixed: Collection[str]) -> Space:
+        """Measured on training rows: within a row, or over them where x is one number."""
+        within, squares, total, rows = 0.0, 0.0, 0.0, 0
+        for batch in portions:
+            flat = cls(frozenset(fixed), 1.0).flat(batch.x).double()
+            if flat.shape[1] > 1:
+                within += float(flat.std(1).sum())
+            squares, total, rows = squares + float(flat.square().sum()), total + float(flat.sum()), rows + len(flat)
+            single = flat.shape[1] == 1
+        over = max(squares / rows - (total / rows) ** 2, 0.0) ** 0.5
+        return cls(frozenset(fixed), over if single else within / rows)
 
-def spread(x: Named) -> float:
-    """What ε = 1 is: the mean standard deviation within a row, or that over rows where x is one number."""
-    flat = flattened(x)
-    return float(flat.std(1).mean() if flat.shape[1] > 1 else flat.std())
+    def flat(self, x: Named) -> Float[Tensor, "rows entry"]:
+        """All entries that may change."""
+        return torch.cat([values.reshape(len(values), -1) for name, values in x.items() if name not in self.fixed], 1)
 
+    def named(self, flat: Float[Tensor, "rows entry"], x: Named) -> Named:
+        """Entries as the observables they belong to, beside those that stay as in x."""
+        free = {name: values for name, values in x.items() if name not in self.fixed}
+        parts = flat.split([values[0].numel() for values in free.values()], 1)
+        return x | {n: part.reshape(values.shape) for (n, values), part in zip(free.items(), parts, strict=True)}
 
-def uniform(x: Named, ball: Ball, radius: float) -> Named:
-    """x and a uniform draw of the ball."""
-    flat = flattened(x)
-    return named(flat + radius * ball.uniform(*flat.shape).to(flat), x)
+    def uniform(self, x: Named, ball: Ball, eps: float) -> Named:
+        """x and a uniform draw of the ball."""
+        flat = self.flat(x)
+        return self.named(flat + eps * self.spread * ball.uniform(*flat.shape).to(flat), x)
 
-
-def worst(
-    objective: Callable[[Named], Float[Tensor, "rows"]], x: Named, ball: Ball, radius: float, steps: int
-) -> Named:
-    """The x in the ball around each row that raises its objective most, as far as so many steps find it."""
-    flat = flattened(x)
-    delta = radius * ball.uniform(*flat.shape).to(flat)
-    for _ in range(steps):
-        delta = delta.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(objective(named(flat + delta, x)).sum(), delta)
-        gradient = torch.where(gradient.isfinite().all(1, keepdim=True), gradient, 0.0)
-        delta = ball.project(delta.detach() + STEP * radius * ball.ascend(gradient), radius)
-    return named(flat + delta.detach(), x)
+    def worst(
+        self, objective: Callable[[Named], Float[Tensor, "rows"]], x: Named, ball: Ball, eps: float, steps: int
+    ) -> Named:
+        """The x in the ball around each row that raises its objective most, as far as so many steps find it."""
+        flat, radius = self.flat(x), eps * self.spread
+        delta = radius * ball.uniform(*flat.shape).to(flat)
+        for _ in range(steps):
+            delta = delta.detach().requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(objective(self.named(flat + delta, x)).sum(), delta)
+            step = ball.ascend(torch.where(gradient.isfinite(), gradient, 0.0))
+            delta = ball.project(delta.detach() + STEP * radius * step, radius)
+        return self.named(flat + delta.detach(), x)

@@ -19,11 +19,12 @@ from ...data.batch import Batch
 from ..base import Estimator
 from ..ensemble import Ensemble
 from ..mixture import strata
+from ..precision import full_precision
 from ..settings import TradesSettings
 from .balls import ball
 from .base import of_step
 from .fisher import require_density
-from .perturbations import Named, spread, worst
+from .perturbations import Named, Space
 
 
 class Trades:
@@ -32,18 +33,19 @@ class Trades:
     Args:
         settings: Weight, size and search.
         estimator: What is trained.
+        space: Where x may go.
         seed: Of starts and draws, with the step.
 
     Raises:
         UnsupportedError: An estimator that has no density of theta.
     """
 
-    def __init__(self, settings: TradesSettings, estimator: Estimator, seed: int = 0) -> None:
+    def __init__(self, settings: TradesSettings, estimator: Estimator, space: Space, seed: int = 0) -> None:
         require_density(estimator, "trades")
-        self.settings, self._seed = settings, seed
+        self.settings, self._space, self._seed = settings, space, seed
 
     def __call__(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
-        with of_step(self._seed, step):
+        with of_step(self._seed, step), full_precision(batch.theta):
             if isinstance(estimator, Ensemble):
                 return estimator.each(lambda member: self._term(member, batch.x), at_once=False)
             return self._term(estimator, batch.x)[None]
@@ -54,8 +56,8 @@ class Trades:
 
     def _term(self, estimator: Any, x: Named) -> Tensor:
         chosen = self.settings
-        moved = worst(
-            lambda there: _divergence(estimator, there, x), x, ball(chosen.norm), chosen.eps * spread(x), chosen.steps
+        moved = self._space.worst(
+            lambda there: _divergence(estimator, there, x), x, ball(chosen.norm), chosen.eps, chosen.steps
         )
         return chosen.weight * _divergence(estimator, moved, x).mean()
 

@@ -196,6 +196,29 @@ def test_nothing_leaves_the_ball_the_data_or_what_is_fixed() -> None:
     assert (delta != 0).any()
 
 
+def test_counts_move_by_whole_numbers_as_far_as_the_ball_lets_them() -> None:
+    observables = Variables([Variable("n", (6,), support=COUNT)])
+    x = {"n": np.random.default_rng(0).poisson(5, (40, 6))}
+    around, chosen = region(observables, x, clip=False), ball("l2")
+    found = around.settled(around.at(torch.randn(40, 6)), chosen, 1.5)
+    delta = found - around.x
+    assert (delta == delta.round()).all()
+    assert (chosen.norm(delta) <= 1.5).all()
+    assert (delta.abs().sum(1) == 2).all()  # two entries by one: a third would leave the ball
+    assert (found >= 0).all()
+
+
+def test_a_covariance_with_fixed_entries_is_that_of_the_others() -> None:
+    observables = Variables([Variable("a"), Variable("b")])
+    x = {"a": np.zeros(30), "b": np.arange(30.0)}
+    covariance = np.array([[1.0, 0.9], [0.9, 1.0]])
+    for fixed in ("a", "b"):
+        around = region(observables, x, noise=covariance, fixed=(fixed,), clip=False)
+        chosen = ball("l2")
+        moved = around.settled(around.at(chosen.project(10 * torch.randn(30, 2), 1.0)), chosen, 1.0) - around.x
+        assert float(moved.abs().max()) == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_posterior_of_markov_chains_is_attacked_through_its_likelihood(line) -> None:
     rng = np.random.default_rng(0)
     theta = line.prior.sample(1500, rng)
@@ -256,8 +279,13 @@ def test_the_check_judges_the_smallest_size(posterior: DirectPosterior, most: fl
         ({"units": "metres"}, UnknownNameError, "`units` must be global or feature"),
         ({"fixed": ("y",)}, UnknownNameError, "`fixed` must name observables, x; got y"),
         ({"fixed": ("x",)}, ConfigError, "`fixed` must leave something"),
-        ({"noise": np.ones(3)}, ShapeError, "`noise` must be 10 positive standard deviations"),
-        ({"noise": -np.ones(10)}, ShapeError, "`noise` must be 10 positive"),
+        ({"noise": np.ones(3)}, ShapeError, "`noise` must be positive, one number or 10"),
+        ({"noise": -np.ones(10)}, ShapeError, "`noise` must be positive"),
+        ({"eps": ()}, ConfigError, "`eps` must be positive; got none"),
+        ({"steps": 0}, ConfigError, "`steps` must be a whole number, 1 at least; got 0"),
+        ({"restarts": 0}, ConfigError, "`restarts` must be a whole number"),
+        ({"divergence": "mmd", "draws": 1}, ConfigError, "`draws` must be a whole number, 2 at least"),
+        ({"theta": np.zeros((4, 10))}, ShapeError, r"`theta` must have shape \(5, 10\), as x has; got \(4, 10\)"),
     ],
 )
 def test_bad_options_are_named(

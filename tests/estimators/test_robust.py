@@ -13,6 +13,7 @@ import simfer
 from simfer.data.batch import Batch
 from simfer.data.errors import UnsupportedError
 from simfer.data.loaders import as_batch
+from simfer.data.variables import COUNT
 from simfer.estimators import checkpoints
 from simfer.estimators.base import seeded
 from simfer.estimators.ensemble import Ensemble
@@ -21,7 +22,8 @@ from simfer.estimators.robust.augmentation import Noise
 from simfer.estimators.robust.balls import BALLS, ball
 from simfer.estimators.robust.fisher import FisherPenalty
 from simfer.estimators.robust.information import fisher_eigenvalue, fisher_trace, local_bound, scores
-from simfer.estimators.robust.perturbations import flattened, spread, uniform, worst
+from simfer.estimators.robust.perturbations import Space
+from simfer.estimators.robust.trades import Trades
 from simfer.estimators.settings import (
     AdversarialSettings,
     EmbeddingSettings,
@@ -211,10 +213,12 @@ def test_the_worst_perturbation_lies_in_the_ball_and_is_worse_than_noise(norm: s
     def loss(given: dict[str, Tensor]) -> Tensor:
         return made.loss(rows._replace(x={"x": given["x"]}))
 
-    worse, noisy = worst(loss, x, ball(norm), radius, 30), uniform(x, ball(norm), radius)
+    space = Space(frozenset({"y"}), spread=0.5)
+    worse, noisy = space.worst(loss, x, ball(norm), 2 * radius, 30), space.uniform(x, ball(norm), 2 * radius)
     for moved in (worse, noisy):
         assert moved.keys() == x.keys()
-        assert float(ball(norm).norm(flattened(moved) - flattened(x)).max()) <= radius * (1 + 1e-5)
+        assert torch.equal(moved["y"], x["y"])
+        assert float(ball(norm).norm(moved["x"] - x["x"]).max()) <= radius * (1 + 1e-5)
     assert loss(worse).mean() > loss(noisy).mean()
     assert (loss(worse) > loss(x)).all()
 
@@ -222,16 +226,63 @@ def test_the_worst_perturbation_lies_in_the_ball_and_is_worse_than_noise(norm: s
 def test_noise_is_of_the_size_that_was_asked_for() -> None:
     x = torch.randn(500, 20)
     batch = Batch(torch.zeros(500, 1), {"x": x})
-    made = built("maf")[0]
-    uniform_noise = Noise(NoiseSettings(eps=0.5))(made, batch, 0).x["x"] - x
-    assert float(uniform_noise.norm(dim=1).max()) <= 0.5 * spread(batch.x)
-    assert float(uniform_noise.norm(dim=1).median()) > 0.4 * spread(batch.x)
-    spiked = Noise(NoiseSettings(eps=1.0, kind="spike_slab", spikes=0.2))(made, batch, 0).x["x"] - x
+    made, space = built("maf")[0], Space.of([batch], ())
+    assert space.spread == pytest.approx(float(x.std(1).mean()))
+    uniform_noise = Noise(NoiseSettings(eps=0.5), space)(made, batch, 0).x["x"] - x
+    assert float(uniform_noise.norm(dim=1).max()) <= 0.5 * space.spread
+    assert float(uniform_noise.norm(dim=1).median()) > 0.4 * space.spread
+    spiked = Noise(NoiseSettings(eps=1.0, kind="spike_slab", spikes=0.2), space)(made, batch, 0).x["x"] - x
     assert float((spiked.abs() > 0.1).double().mean()) == pytest.approx(
         0.2 * 0.94, abs=0.02
     )  # of a Cauchy, 94 % exceed 0.1
-    again = Noise(NoiseSettings(eps=0.5))(made, batch, 0).x["x"] - x
+    again = Noise(NoiseSettings(eps=0.5), space)(made, batch, 0).x["x"] - x
     assert torch.equal(again, uniform_noise)
+
+
+def test_spread_is_that_of_all_rows_and_of_what_may_change() -> None:
+    x = {"x": 3 * torch.randn(100, 5), "c": torch.randn(100)}
+    parts = [Batch(torch.zeros(n, 1), {k: v[i : i + n] for k, v in x.items()}) for i, n in ((0, 99), (99, 1))]
+    assert Space.of(parts, ("c",)).spread == pytest.approx(float(x["x"].std(1).mean()))
+    assert Space.of(parts, ("x",)).spread == pytest.approx(float(x["c"].std(correction=0)), rel=1e-5)
+
+
+def test_zero_counts_and_context_are_no_obstacle() -> None:
+    """Slopes of the root are infinite at 0; context has no errors."""
+    rng = np.random.default_rng(0)
+    theta = rng.standard_normal((400, 2))
+    x = {"n": rng.poisson(np.exp(0.5 * theta)), "c": rng.standard_normal(400)}
+    counts = simfer.Variables([simfer.Variable("n", (2,), support=COUNT), simfer.Variable("c")])
+    settings = SETTINGS["maf"].model_copy(update={"context": ("c",)})
+    training = TrainingSettings(epochs=2, batch_size=50, fisher=FisherSettings(beta=0.01))
+    model = simfer.train(theta, x, PRIOR, estimator=settings, training=training, observables=counts)
+    assert model.estimator.transforms["n"] == "sqrt"
+    assert np.isfinite(model.facts["loss"]["validation"]).all()
+    assert fisher_trace(model.posterior, {k: v[:20] for k, v in x.items()}).isfinite().all()
+    found = simfer.attack(model.posterior, {k: v[:50] for k, v in x.items()}, 1.5, steps=20)
+    assert (found.attacked[0][:, 2] == found.x[:, 2]).all()
+    assert (found.attacked[0] != found.x).any(1).mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_missing_entries_are_refused(line, rng, name: str) -> None:
+    theta = line.prior.sample(50, rng)
+    settings = SETTINGS["maf"].model_copy(update={"impute": True})
+    training = TrainingSettings(epochs=1, **ROBUST[name])
+    with pytest.raises(UnsupportedError, match=r"needs all of x, and `impute`"):
+        simfer.train(theta, line.simulate(theta, rng)["x"], line.prior, estimator=settings, training=training)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "maf", "nsf"])
+def test_densities_stay_in_float32_beside_bfloat16(name: str) -> None:
+    made, rows = built(name)
+    penalty = FisherPenalty(FisherSettings(beta=1.0, draws=4, rows=None), made)
+    space = Space(frozenset(), 1.0)
+    term = Trades(TradesSettings(steps=1), made, space)
+    exact = penalty.penalty(made, rows, 0), term(made, rows, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = penalty.penalty(made, rows, 0), term(made, rows, 0)
+    for a, b in zip(exact, mixed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
