@@ -9,8 +9,8 @@ it buys is paid for in accuracy: for x = aθ + N(0, σ²) and a normal q the min
 σ² + 2β, wider than the right one.
 
 The trace may be taken of a part of each batch's rows and in every n-th step only, with n times the weight: the mean gradient
-is the same. Context and masks, which have no errors, do not count among the entries of x. ``largest`` penalises :math:`\lambda_{\max}` in place of the trace, as :math:`v^T F v` with v from a few power
-iterations on the same draws.
+is the same. Context and masks, which have no errors, do not count among the entries of x. ``largest`` penalises
+:math:`\lambda_{\max}` in place of the trace, as :math:`v^T F v` with v from a few power iterations on the same draws.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ class FisherPenalty:
     def penalty(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
         """Mean over rows of tr F, or of its largest eigenvalue."""
         one = _largest if self.settings.kind == "largest" else _trace
-        with (
-            of_step(self._seed, step),
-            full_precision(batch.theta),
-        ):  # embeddings too: gradients would be rounded on their way
+        # embeddings in full precision too: gradients would be rounded on their way through them
+        with of_step(self._seed, step), full_precision(batch.theta):
             if isinstance(estimator, Ensemble):
                 return estimator.each(lambda member: one(member, batch.x, self.settings.draws).mean(), at_once=False)
             return one(estimator, batch.x, self.settings.draws).mean()[None]
