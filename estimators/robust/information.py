@@ -23,6 +23,8 @@ from ...data.errors import UnsupportedError
 from ...data.ranges import OutsideTrainingWarning
 from ..base import Posterior, XLike, named_rows, seeded
 
+_AT_ONCE = 2**16  # draws × observations with their graph: what memory holds
+
 
 def scores(
     posterior: Posterior, x: XLike, *, draws: int = 256, seed: int | None = 0
@@ -42,10 +44,17 @@ def scores(
     with warnings.catch_warnings(), seeded(seed):
         warnings.simplefilter("ignore", OutsideTrainingWarning)
         theta = posterior.sample_batched((draws,), rows)
-        many = {name: values.repeat(draws, *[1] * (values.dim() - 1)).requires_grad_() for name, values in rows.items()}
-        log_q = posterior.log_prob_batched(theta.flatten(0, 1)[None], many, track_gradients=True)
+        portions = torch.arange(theta.shape[1]).split(max(1, _AT_ONCE // draws))
+        parts = [_scores(posterior, theta[:, p], {name: values[p] for name, values in rows.items()}) for p in portions]
+    return torch.cat(parts, 1)
+
+
+def _scores(posterior: Posterior, theta: Tensor, x: dict[str, Tensor]) -> Tensor:
+    draws, rows = theta.shape[:2]
+    many = {name: values.repeat(draws, *[1] * (values.dim() - 1)).requires_grad_() for name, values in x.items()}
+    log_q = posterior.log_prob_batched(theta.flatten(0, 1)[None], many, track_gradients=True)
     gradients = torch.autograd.grad(log_q.sum(), list(many.values()))
-    return torch.cat([part.reshape(draws, theta.shape[1], -1) for part in gradients], -1).double()
+    return torch.cat([part.reshape(draws, rows, -1) for part in gradients], -1).double()
 
 
 def fisher_trace(
