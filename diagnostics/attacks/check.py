@@ -1,4 +1,4 @@
-r"""The check: does a small perturbation, chosen badly, move the posterior far?
+r"""Adversarial attacks: does a small perturbation, chosen badly, move the posterior far?
 
 The hypothesis is that at least half of the observations are moved by no more than ``most`` nats by the smallest perturbation;
 the p-value is that of the sign test. An exact posterior can fail: it says that the data decide more sharply than they may be
