@@ -33,6 +33,7 @@ class Exact(nn.Module):
     observables = Variables([Variable("x", (2,)), Variable("exposure")])
     settings = EstimatorSettings(method="nle", context=("exposure",))
     validity = None
+    normalised = True
 
     def __init__(self, prior: Prior = NORMAL) -> None:
         super().__init__()
