@@ -253,8 +253,7 @@ class _Plan:
 
 
 def _noisy(where: Region, around: Ball, radius: float) -> Tensor:
-    u = noise(lambda x: x[:, 0], where, around, radius, 0)
-    return where.settled(where.at(u), around, radius)
+    return where.settled(where.at(noise(where, around, radius)), around, radius)
 
 
 def _ranks(posterior: Posterior, x: dict[str, Tensor], theta: np.ndarray, draws: int) -> np.ndarray:

@@ -159,7 +159,7 @@ class Attack:
             verdict=verdict(p_value, self.alpha),
             p_value=p_value,
             threshold=self.alpha,
-            statistics=statistics,
+            statistics={name: value for name, value in statistics.items() if math.isfinite(value)},
             finding=finding,
             advice=advice,
             blind_to=BLIND_TO,

@@ -29,7 +29,7 @@ class Objective:
         seed: Of all that is drawn.
 
     Raises:
-        UnsupportedError: An estimator that a term cannot be added to, or that imputes.
+        UnsupportedError: An estimator that a term cannot be added to, or that imputes; an x that does not vary.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class Objective:
         if s.robust and not set(estimator.observables.names) - set(fixed):
             raise UnsupportedError(f"`{s.robust[0]}` needs observables besides context and masks: leave it out")
         space = Space.of(rows, fixed) if set(s.robust) - {"fisher"} else Space(frozenset(fixed), 1.0)
+        if not space.spread > 0:
+            raise UnsupportedError(f"`{s.robust[-1]}` needs an x that varies, to be of its size: leave it out")
         if s.noise:
             self.changes.append(Noise(s.noise, space, seed))
         if s.adversarial:

@@ -1,8 +1,8 @@
 r"""Perturbations of a batch: uniform in a ball, or the worst in it by projected gradient ascent.
 
 The radius is :math:`\epsilon` times the mean over training rows of the standard deviation of the entries within one, as
-Gloeckler, Deistler & Macke (2023), https://arxiv.org/abs/2305.14984, measure it. Ascent: Madry et al. (2018),
-https://arxiv.org/abs/1706.06083, with steps of a tenth of the radius. Context and masks have no errors and stay as they are.
+Gloeckler, Deistler & Macke (2023), https://arxiv.org/abs/2305.14984, measure it. Context and masks have no errors and stay as
+they are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.batch import Batch
+from .ascent import ascend
 from .balls import Ball
 
-STEP = 0.1  # of the radius
 Named = dict[str, Tensor]
 
 
@@ -66,11 +66,6 @@ class Space:
     ) -> Named:
         """The x in the ball around each row that raises its objective most, as far as so many steps find it."""
         flat, radius = self.flat(x), eps * self.spread
-        delta = radius * ball.uniform(*flat.shape).to(flat)
-        for _ in range(steps):
-            delta = delta.detach().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(objective(self.named(flat + delta, x)).sum(), delta)
-            step = ball.ascend(torch.where(gradient.isfinite(), gradient, 0.0))
-            delta = ball.project(delta.detach() + STEP * radius * step, radius)
-        return self.named(flat + delta.detach(), x)
+        start = radius * ball.uniform(*flat.shape).to(flat)
+        delta = ascend(lambda delta: objective(self.named(flat + delta, x)), start, ball, radius, steps)
+        return self.named(flat + delta, x)

@@ -272,6 +272,12 @@ def test_missing_entries_are_refused(line, rng, name: str) -> None:
         simfer.train(theta, line.simulate(theta, rng)["x"], line.prior, estimator=settings, training=training)
 
 
+def test_noise_of_no_size_is_refused(line, rng) -> None:
+    training = TrainingSettings(epochs=1, noise=NoiseSettings())
+    with pytest.raises(UnsupportedError, match="`noise` needs an x that varies"):
+        simfer.train(line.prior.sample(50, rng), np.ones((50, 2)), line.prior, training=training)
+
+
 @pytest.mark.parametrize("name", ["gaussian", "maf", "nsf"])
 def test_densities_stay_in_float32_beside_bfloat16(name: str) -> None:
     made, rows = built(name)
