@@ -72,7 +72,10 @@ def _words(test: Uniformity, covered: dict[float, float], alpha: float) -> tuple
     if share < level:
         advice = "The posterior is overconfident: simulate more, raise `weight_decay`, or make the network smaller."
     else:
-        advice = "The posterior is underconfident: train longer or make the network larger."
+        advice = (
+            "The posterior is underconfident: train longer or make the network larger; if it is `fisher` that makes it wide, "
+            "a smaller `beta` does less."
+        )
     return _said(level, share, test.p_value), advice
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,6 +106,35 @@ def plot_losses(train: Sequence[float], validation: Sequence[float]) -> Figure:
     best = int(np.argmin(validation))
     axes.plot(epochs[best], validation[best], "o", color=ACCENT, ms=5, label="kept")
     axes.set(xlabel="epoch", ylabel="loss [nats per row]")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_tradeoff(fisher: Mapping[str, Any]) -> Figure:
+    """What robustness costs: the held-out loss over the information in x, a point for every β that was trained with.
+
+    Args:
+        fisher: What `estimators.robust.tradeoff` found.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = plt.subplots(figsize=(4.5, 3.0), layout="constrained")
+    kind = "trace" if "trace" in fisher else "largest"
+    information, losses = ([point[key] for point in fisher["curve"]] for key in (kind, "loss"))
+    axes.plot(information, losses, "o-", color=_CYCLE[0], lw=1.2, ms=4)
+    axes.plot(fisher[kind], fisher["loss"], "o", color=ACCENT, ms=8, label=f"kept: β = {fisher['beta']:.2g}")
+    axes.axhline(fisher["limit"], color="0.5", ls="--", lw=1.0, label="what may be paid")
+    for point in fisher["curve"]:
+        label = f"{point['beta']:.1g}" if point["beta"] else "none"
+        axes.annotate(label, (point[kind], point["loss"]), (4, 4), textcoords="offset points", fontsize=7)
+    name = "trace" if kind == "trace" else "largest eigenvalue"
+    axes.set(xscale="log", xlabel=f"Fisher information in x ({name})", ylabel="held-out −log q [nats]")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.12)
+    axes.invert_xaxis()
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -363,18 +363,32 @@ class FisherSettings(Settings):
     """Fisher-information regularisation: posteriors that small changes of x move little; see `robust.fisher`.
 
     Attributes:
-        beta: Weight of the trace of the Fisher information of q(theta | x) in x; its unit is that of x, squared.
+        beta: Weight of the trace of the Fisher information of q(theta | x) in x; its unit is that of x, squared. ``auto``
+            trains with several and keeps the largest that costs no more than ``price``; see `robust.tradeoff`.
+        price: Of ``auto``: nats for each parameter that the held-out -log q may rise by.
+        trainings: Of ``auto``: how many at most, the one without included.
         kind: ``trace``, or ``largest`` eigenvalue.
-        draws: Of theta for each estimate; an eigenvalue needs several.
+        draws: Of theta for each estimate; an eigenvalue needs several. ``exact``, of a trace, needs none, where q is normal.
         rows: Of each batch that the estimate is made of; all when None.
         every: In which steps, with that many times the weight.
+        ema: Decay of a moving average of the penalty's gradient, which is then added in every step with its own weight;
+            None for none.
     """
 
-    beta: PositiveFloat
+    beta: PositiveFloat | Literal["auto"]
+    price: PositiveFloat = 0.25
+    trainings: int = Field(default=7, ge=2)
     kind: Literal["trace", "largest"] = "trace"
-    draws: PositiveInt = 1
+    draws: PositiveInt | Literal["exact"] = 1
     rows: PositiveInt | None = 128
     every: PositiveInt = 4
+    ema: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _exact_is_of_a_trace(self) -> FisherSettings:
+        if self.draws == "exact" and self.kind != "trace":
+            raise ValueError(f"`draws: exact` needs `kind: trace`; got `{self.kind}`: give a number of draws")
+        return self
 
 
 class NoiseSettings(Settings):
@@ -455,6 +469,16 @@ class TrainingSettings(Settings):
     adversarial: AdversarialSettings | None = None
     noise: NoiseSettings | None = None
     loader: Literal["auto", "device", "memory", "stream"] = "auto"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the weight of the Fisher information is to be found."""
+        return self.fisher is not None and self.fisher.beta == "auto"
+
+    @property
+    def trainings(self) -> int:
+        """How many there are at most."""
+        return self.fisher.trainings if self.fisher and self.undecided else 1
 
     @property
     def robust(self) -> tuple[str, ...]:

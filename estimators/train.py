@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..data.errors import ConfigError, ShapeError
 from ..data.files import write_json
-from ..data.loaders import Rows, as_batch
+from ..data.loaders import Portions, Rows, as_batch
 from ..data.memory import default_budget
 from ..data.proposals import inside
 from ..data.splits import hold_out
@@ -27,8 +27,9 @@ from .base import Estimator
 from .embeddings.own import imported, with_classes
 from .losses import EpochReport
 from .model import Model, build_estimator
+from .robust.tradeoff import trade_off
 from .settings import LIKELIHOODS, EstimatorSettings, TrainingSettings
-from .training import Hardware, train_estimator
+from .training import Hardware, History, train_estimator
 
 ArrayLike = Any
 
@@ -95,19 +96,25 @@ def train(
         named = _named(x)
         learn, validate, mask = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training, groups)
         observables = observables or _observables(named)
-    network = build_estimator(prior, observables, estimator, seed)
-    history = train_estimator(
-        network,
-        learn,
-        validate,
-        training,
-        seed=seed,
-        folder=where,
-        logs=_path(logs),
-        hardware=hardware,
-        name_rows=lambda numbers: np.flatnonzero(mask)[numbers],
-        on_epoch=on_epoch,
-    )
+
+    def fit(training: TrainingSettings, part: str = "") -> tuple[Estimator, History]:
+        network = build_estimator(prior, observables, estimator, seed)
+        history = train_estimator(
+            network,
+            learn,
+            validate,
+            training,
+            seed=seed,
+            folder=where / part if where else None,
+            logs=Path(logs) / part if logs else None,
+            hardware=hardware,
+            name_rows=lambda numbers: np.flatnonzero(mask)[numbers],
+            on_epoch=on_epoch,
+        )
+        return network, history
+
+    undecided = training.undecided
+    network, history = trade_off(fit, training, prior.dim, lambda: Portions(validate)) if undecided else fit(training)
     if estimator.failures:
         _learn_failures(network, theta, seed)
     facts = {

@@ -192,9 +192,11 @@ class TrainingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["epoch_so_far"] = (float(self._sum), self._count)
+        checkpoint["objective"] = self._objective.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._sum, self._count = checkpoint["epoch_so_far"]
+        self._objective.load_state_dict(checkpoint.get("objective", {}))
 
     def validation_step(self, batch: Batch, index: int) -> None:
         losses = self._objective.validate(self.estimator, batch, index)
@@ -298,6 +300,14 @@ def clip_members(parameters: Iterable[Tensor], bound: float) -> None:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
+class _EarlyStopping(EarlyStopping):
+    """Lightning's, but a training that was stopped is not taken up again when it is resumed."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= max(self.patience, 1):
+            trainer.should_stop = True
+
+
 class _NoProfiler(PassThroughProfiler):
     """Lightning asks for a context fifty times a step; making them took a tenth of a millisecond."""
 
@@ -316,7 +326,7 @@ def _trainer(
     loggers: list[Any],
     plain: bool,
 ) -> L.Trainer:
-    stop = EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
+    stop = _EarlyStopping("val_loss", patience=settings.patience, check_on_train_epoch_end=True, check_finite=False)
     average = [] if settings.ema is None else [MovingAverage(settings.ema)]
     return L.Trainer(
         accelerator=hardware.accelerator,

@@ -58,6 +58,7 @@ class Meter:
         self.reporter, self.what, self.total, self.unit = reporter, what, total, unit
         self.done = 0
         self._skipped = 0
+        self._epoch = self._before = 0
         self._started = self._spoken = time.monotonic()
         self._progress = progress
         self._task: TaskID | None = progress.add_task(what, total=total, note="") if progress else None
@@ -66,6 +67,13 @@ class Meter:
         """Steps that an earlier run had done; they do not count for the rate."""
         self._skipped += steps
         self(steps)
+
+    def epoch(self, epoch: int, train_loss: float, val_loss: float) -> None:
+        """The end of an epoch, which may be of one training after others."""
+        if epoch < self._epoch:
+            self._before = self.done
+        self._epoch = epoch
+        self(self._before + epoch + 1 - self.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}")
 
     def __call__(self, steps: int, note: str = "") -> None:
         self.done += steps

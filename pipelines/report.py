@@ -18,7 +18,7 @@ from ..diagnostics.attacks import AttackSet
 from ..diagnostics.attacks.check import ask
 from ..diagnostics.base import CheckResult
 from ..diagnostics.calibration import CalibrationSet
-from ..diagnostics.plots import plot_corner, plot_losses
+from ..diagnostics.plots import plot_corner, plot_losses, plot_tradeoff
 from ..diagnostics.predictive import predictive_check
 from ..simulators.entries import arguments_text
 from .folder import RunFolder
@@ -96,6 +96,7 @@ def write_report(job: Job, folder: RunFolder) -> None:
         prior=_prior_table(job),
         corner=_corner(job, folder),
         losses=_losses(folder),
+        tradeoff=_tradeoff(folder),
         checks=[(result, _figure(_plotted(result))) for result in check_results(job, folder).values()],
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
         provenance=json.loads((folder / "provenance.json").read_text(encoding="utf-8")),
@@ -124,6 +125,13 @@ def _losses(folder: RunFolder) -> str:
 
     loss = read_model(folder / "model")[0]["facts"]["loss"]
     return _figure(plot_losses(loss["train"], loss["validation"]))
+
+
+def _tradeoff(folder: RunFolder) -> str:
+    from ..data.model import read_model
+
+    fisher = read_model(folder / "model")[0]["facts"].get("fisher", {})
+    return _figure(plot_tradeoff(fisher)) if "curve" in fisher else ""
 
 
 def _plotted(result: CheckResult) -> Figure:

@@ -72,6 +72,7 @@ def _fit(job: Job, folder: RunFolder, store: SimulationStore, number: int, own: 
 
     config, last = job.config, number == job.config.train.rounds
     epochs = budget(config.train, round(store.rows * (1 - config.train.validation))).epochs
+    epochs *= config.train.training().trainings
     with reporter.bar(f"round {number}", epochs, "epochs") as meter:
         return fit_round(
             store,
@@ -83,9 +84,7 @@ def _fit(job: Job, folder: RunFolder, store: SimulationStore, number: int, own: 
             rows=~held_out(store, config.pairs) if last else slice(None),
             seed=config.seed,
             hardware=config.local.hardware(),
-            on_epoch=lambda epoch, train_loss, val_loss: meter(
-                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
-            ),
+            on_epoch=meter.epoch,
         )
 
 

@@ -172,14 +172,13 @@ def _trained(job: Job, folder: RunFolder, reporter: Reporter) -> Model:
     from ..estimators.schedule import budget
     from ..estimators.train import train
 
-    with reporter.bar("train", budget(job.config.train, job.config.rows_train).epochs, "epochs") as meter:
+    epochs = budget(job.config.train, job.config.rows_train).epochs * job.config.train.training().trainings
+    with reporter.bar("train", epochs, "epochs") as meter:
         return train(
             **training_arguments(job, folder),
             folder=folder / "checkpoints",
             logs=folder / "logs",
-            on_epoch=lambda epoch, train_loss, val_loss: meter(
-                epoch + 1 - meter.done, f"loss {train_loss:.3f}, validation {val_loss:.3f}"
-            ),
+            on_epoch=meter.epoch,
         )
 
 

@@ -11,6 +11,10 @@ it buys is paid for in accuracy: for x = aθ + N(0, σ²) and a normal q the min
 The trace may be taken of a part of each batch's rows and in every n-th step only, with n times the weight: the mean gradient
 is the same. Context and masks, which have no errors, do not count among the entries of x. ``largest`` penalises
 :math:`\lambda_{\max}` in place of the trace, as :math:`v^T F v` with v from a few power iterations on the same draws.
+
+For a normal density :math:`N(m(x), L(x) L(x)^T)` the trace is known: with :math:`L_0 = L(x)` held still,
+:math:`F = J^T J`, J the Jacobian in x of :math:`L_0^{-1} m`, of the entries of :math:`W = L_0^{-1} L` below the diagonal, and of
+:math:`\sqrt 2` times those on it.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp
 
 from ...data.batch import Batch
-from ...data.errors import UnsupportedError
+from ...data.errors import ConfigError, UnsupportedError
 from ..base import Estimator
 from ..direct import DirectEstimator
 from ..ensemble import Ensemble
@@ -32,6 +36,7 @@ from ..mixture import strata
 from ..precision import full_precision
 from ..settings import FisherSettings
 from .base import of_step
+from .smoothing import GradientAverage
 
 _POWER_ITERATIONS = 10
 
@@ -50,20 +55,38 @@ class FisherPenalty:
 
     def __init__(self, settings: FisherSettings, estimator: Estimator, seed: int = 0) -> None:
         require_density(estimator, "fisher")
-        self.settings, self._seed = settings, seed
+        if settings.draws == "exact":
+            _require_normal(estimator)
+        self.settings, self.beta, self._seed = settings, _weight(settings), seed
+        self.average = GradientAverage(settings.ema) if settings.ema else None
 
     def __call__(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"] | None:
         """What a step adds to the objective of each member; None where it adds nothing."""
-        chosen = self.settings
-        if step % chosen.every:
+        if self.average:
+            return self._averaged(self.average, estimator, batch, step)
+        if step % self.settings.every:
             return None
-        rows = batch.rows if chosen.rows is None else min(chosen.rows, batch.rows)
-        return chosen.every * chosen.beta * self.penalty(estimator, batch.select(slice(rows)), step)
+        return self.settings.every * self.beta * self._of_some(estimator, batch, step)
+
+    def _averaged(
+        self, average: GradientAverage, estimator: Estimator, batch: Batch, step: int
+    ) -> Float[Tensor, "member"]:
+        weights = [p for p in estimator.parameters() if p.requires_grad]
+        added = torch.zeros(estimator.members, device=batch.theta.device)
+        if not step % self.settings.every:
+            penalty = self.beta * self._of_some(estimator, batch, step)
+            average.add(penalty.sum(), weights)
+            added = penalty.detach()
+        return added + average.term(weights) / estimator.members
+
+    def _of_some(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
+        rows = batch.rows if self.settings.rows is None else min(self.settings.rows, batch.rows)
+        return self.penalty(estimator, batch.select(slice(rows)), step)
 
     @torch.no_grad()
     def validate(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
         """What all rows of a batch add to the validation loss of each member."""
-        return self.settings.beta * self.penalty(estimator, batch, step)
+        return self.beta * self.penalty(estimator, batch, step)
 
     @torch.no_grad()
     def finish(self, estimator: Estimator, held_out: Iterable[Batch]) -> dict[str, float]:
@@ -71,16 +94,35 @@ class FisherPenalty:
         found = [(b.rows, self.penalty(estimator, b, 0).mean(), estimator.loss(b).mean()) for b in held_out]
         rows = sum(count for count, _, _ in found)
         information, loss = (float(sum(part[0] * part[k] for part in found)) / rows for k in (1, 2))
-        return {"beta": self.settings.beta, self.settings.kind: information, "loss": loss}
+        return {"beta": self.beta, self.settings.kind: information, "loss": loss}
 
     def penalty(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
         """Mean over rows of tr F, or of its largest eigenvalue."""
-        one = _largest if self.settings.kind == "largest" else _trace
         # embeddings in full precision too: gradients would be rounded on their way through them
         with of_step(self._seed, step), full_precision(batch.theta):
             if isinstance(estimator, Ensemble):
-                return estimator.each(lambda member: one(member, batch.x, self.settings.draws).mean(), at_once=False)
-            return one(estimator, batch.x, self.settings.draws).mean()[None]
+                return estimator.each(lambda member: self._of_rows(member, batch.x).mean(), at_once=False)
+            return self._of_rows(estimator, batch.x).mean()[None]
+
+    def _of_rows(self, estimator: Any, x: dict[str, Tensor]) -> Float[Tensor, "rows"]:
+        draws = self.settings.draws
+        if draws == "exact":
+            return _exact_trace(estimator, x)
+        return (_largest if self.settings.kind == "largest" else _trace)(estimator, x, draws)
+
+
+def _weight(settings: FisherSettings) -> float:
+    if settings.beta == "auto":
+        raise ConfigError("`fisher.beta` must be a number here: `simfer.train` is what finds one for `auto`")
+    return settings.beta
+
+
+def _require_normal(estimator: Estimator) -> None:
+    flow = estimator.settings.flow
+    if estimator.settings.method != "npe" or flow.kind != "gmm" or flow.components != 1:
+        raise UnsupportedError(
+            "`draws: exact` needs a normal density, `flow: {kind: gmm, components: 1}`: give a number of draws"
+        )
 
 
 def require_density(estimator: Estimator, what: str) -> None:
@@ -110,13 +152,31 @@ def _scores(
         return estimator.density(estimator.condition(given)).log_prob(flat.flatten(0, 1)).sum()
 
     parts = grad(total)(given)
-    free = [part for name, part in parts.items() if name not in estimator.settings.fixed]
-    return torch.cat([part.reshape(many, flat.shape[1], -1) for part in free], -1), weights
+    return torch.cat([part.reshape(many, flat.shape[1], -1) for part in _free(parts, estimator)], -1), weights
+
+
+def _free(parts: dict[str, Tensor], estimator: Any) -> list[Tensor]:
+    return [part for name, part in parts.items() if name not in estimator.settings.fixed]
 
 
 def _trace(estimator: Any, x: dict[str, Tensor], draws: int) -> Float[Tensor, "rows"]:
     scores, weights = _scores(estimator, x, draws)
     return (weights * scores.square().sum(-1)).sum(0)
+
+
+def _exact_trace(estimator: Any, x: dict[str, Tensor]) -> Float[Tensor, "rows"]:
+    still = estimator.density(estimator.condition(x)).base.scale_tril[:, 0]
+    below = torch.ones_like(still[0], dtype=torch.bool).tril(-1)
+
+    def outputs(given: dict[str, Tensor]) -> Tensor:
+        normal = estimator.density(estimator.condition(given)).base
+        mean = torch.linalg.solve_triangular(still, normal.loc[:, 0, :, None], upper=False)[..., 0]
+        ratio = torch.linalg.solve_triangular(still, normal.scale_tril[:, 0], upper=False)
+        return torch.cat([mean, 2**0.5 * ratio.diagonal(dim1=-2, dim2=-1), ratio[:, below]], 1).sum(0)
+
+    found, pull, *_ = vjp(outputs, x)
+    rows = [_free(pull(unit)[0], estimator) for unit in torch.eye(len(found)).to(found)]
+    return torch.stack([part.reshape(len(part), -1).square().sum(1) for row in rows for part in row]).sum(0)
 
 
 def _largest(estimator: Any, x: dict[str, Tensor], draws: int) -> Float[Tensor, "rows"]:

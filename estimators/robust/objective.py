@@ -78,6 +78,16 @@ class Objective:
         losses = self.losses(estimator, batch, step).mean(1).float()
         return sum((term.validate(estimator, batch, step) for term in self.terms), losses)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a training must have to go on as if it had not been interrupted."""
+        average = self.fisher.average if self.fisher else None
+        return {"fisher": average.state_dict()} if average else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        if self.fisher and self.fisher.average:
+            self.fisher.average.load_state_dict(state["fisher"])
+
     def finish(self, estimator: Estimator, held_out: Iterable[Batch]) -> dict[str, Any]:
         """What is to be known of the trained estimator."""
         return {"fisher": self.fisher.finish(estimator, held_out)} if self.fisher else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from simfer.estimators.robust.balls import BALLS, ball
 from simfer.estimators.robust.fisher import FisherPenalty
 from simfer.estimators.robust.information import fisher_eigenvalue, fisher_trace, local_bound, scores
 from simfer.estimators.robust.perturbations import Space
+from simfer.estimators.robust.smoothing import GradientAverage
 from simfer.estimators.robust.trades import Trades
 from simfer.estimators.settings import (
     AdversarialSettings,
@@ -58,6 +61,7 @@ SETTINGS = {
 }
 ROBUST: dict[str, Any] = {
     "fisher": {"fisher": FisherSettings(beta=0.1, every=3)},
+    "smoothed": {"fisher": FisherSettings(beta=0.1, every=3, ema=0.4)},
     "trades": {"trades": TradesSettings(steps=2)},
     "adversarial": {"adversarial": AdversarialSettings(steps=2)},
     "noise": {"noise": NoiseSettings()},
@@ -170,6 +174,108 @@ def test_terms_are_added_in_every_nth_step_with_n_times_the_weight() -> None:
     often, seldom = (FisherPenalty(FisherSettings(beta=0.5, every=n, rows=4), made) for n in (1, 3))
     assert [seldom(made, rows, step) is None for step in range(5)] == [False, True, True, False, True]
     torch.testing.assert_close(seldom(made, rows, 3), 3 * often(made, rows, 3))
+
+
+def test_the_exact_trace_is_the_mean_of_many_draws_and_has_its_gradient() -> None:
+    made, rows = built("gaussian")
+    made, rows = made.double(), rows._replace(x={"x": rows.x["x"].double()})
+    found = []
+    for draws in ("exact", 20_000):
+        made.zero_grad()
+        penalty = FisherPenalty(FisherSettings(beta=1.0, draws=draws, rows=None), made).penalty(made, rows, 0)
+        penalty.sum().backward()
+        found.append((penalty.detach(), torch.cat([p.grad.flatten() for p in made.parameters() if p.grad is not None])))
+    (exact, gradient), (drawn, noisy) = found
+    torch.testing.assert_close(drawn, exact, rtol=0.02, atol=0.0)
+    assert float((noisy - gradient).norm() / gradient.norm()) < 0.05
+
+
+def test_the_exact_trace_is_refused_where_there_is_none() -> None:
+    for name in ("mixture", "maf", "fmpe"):
+        made, _ = built(name)
+        with pytest.raises(UnsupportedError, match="components: 1"):
+            FisherPenalty(FisherSettings(beta=1.0, draws="exact"), made)
+    with pytest.raises(ValueError, match="kind: trace"):
+        FisherSettings(beta=1.0, draws="exact", kind="largest")
+
+
+def gradient_of(term: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    return [g.detach() for g in torch.autograd.grad(term.sum(), weights)]
+
+
+@pytest.mark.parametrize("name", ["maf", "ensemble"])
+def test_the_averaged_gradient_is_that_of_the_equation(name: str) -> None:
+    """m of steps 0 and 2, added in steps 0 to 3; the value is the penalty's where there is one."""
+    made, rows = built(name)
+    weights = [p for p in made.parameters() if p.requires_grad]
+    plain = FisherPenalty(FisherSettings(beta=0.5, every=1, rows=4), made)
+    smoothed = FisherPenalty(FisherSettings(beta=0.5, every=2, rows=4, ema=0.15), made)
+    first, second = (gradient_of(plain(made, rows, step), weights) for step in (0, 2))
+    both = [(0.85 * b + 0.15 * 0.85 * a) / (1 - 0.15**2) for a, b in zip(first, second, strict=True)]
+    for step, expected in enumerate((first, first, both, both)):
+        term = smoothed(made, rows, step)
+        torch.testing.assert_close(gradient_of(term, weights), expected, rtol=1e-4, atol=1e-6)
+        value = torch.zeros(made.members) if step % 2 else plain(made, rows, step).detach()
+        torch.testing.assert_close(term.detach(), value)
+
+
+def test_processes_average_over_the_gradients_of_all(tmp_path) -> None:
+    """Two processes with half of the rows each have one average: that of all rows."""
+
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/together", rank=rank, world_size=2)
+        average, weights = GradientAverage(0.15), [torch.ones(3, requires_grad=True)]
+        for step in range(3):
+            average.add((weights[0] * rows[step, rank]).sum(), weights)
+        torch.save(average.state_dict(), tmp_path / f"{rank}.pt")
+
+    rows = torch.arange(18.0).reshape(3, 2, 3)
+    processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    ours, theirs = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone, weights = GradientAverage(0.15), [torch.ones(3, requires_grad=True)]
+    for step in range(3):
+        alone.add((weights[0] * rows[step].mean(0)).sum(), weights)
+    assert ours["count"] == theirs["count"] == 3
+    torch.testing.assert_close(ours["mean"], theirs["mean"], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(ours["mean"], alone.state_dict()["mean"])
+
+
+@pytest.mark.slow
+def test_auto_keeps_the_largest_beta_that_can_be_afforded(line, rng, tmp_path) -> None:
+    theta = line.prior.sample(1000, rng)
+    x = line.simulate(theta, rng)["x"]
+
+    def fit(fisher: FisherSettings, folder: Path | None = None, seen: list[int] | None = None) -> Model:
+        return simfer.train(
+            theta,
+            x,
+            line.prior,
+            estimator=SETTINGS["gaussian"],
+            training=TrainingSettings(epochs=12, batch_size=50, fisher=fisher),
+            folder=folder,
+            on_epoch=lambda epoch, *losses: None if seen is None else seen.append(epoch),
+        )
+
+    model = fit(FisherSettings(beta="auto", price=0.2, every=1), tmp_path)
+    found = model.facts["fisher"]
+    losses = {point["beta"]: point["loss"] for point in found["curve"]}
+    affordable = [beta for beta, loss in losses.items() if loss <= found["limit"]]
+    assert found["limit"] == pytest.approx(losses[0.0] + 0.2 * line.prior.dim)
+    assert found["beta"] == max(affordable) > 0
+    assert max(losses) > found["beta"], "none was too dear"
+    traces = [point["trace"] for point in found["curve"]]
+    assert traces == sorted(traces, reverse=True)
+    again: list[int] = []
+    assert fit(FisherSettings(beta="auto", price=0.2, every=1), tmp_path, again).facts["fisher"] == found
+    assert not again, "what had ended was trained again"
+    alone = fit(FisherSettings(beta=found["beta"], every=1))
+    assert all(
+        torch.equal(a, b) for a, b in zip(alone.estimator.parameters(), model.estimator.parameters(), strict=True)
+    )
 
 
 def test_draws_are_a_function_of_seed_and_step() -> None:
@@ -305,6 +411,7 @@ def test_everything_robust_lowers_the_information(line, rng, name: str) -> None:
 
     strong = {
         "fisher": {"fisher": FisherSettings(beta=0.1)},
+        "smoothed": {"fisher": FisherSettings(beta=0.1, ema=0.15)},
         "trades": {"trades": TradesSettings(weight=1.0, steps=5)},
         "adversarial": {"adversarial": AdversarialSettings(steps=5)},
         "noise": {"noise": NoiseSettings(eps=1.0)},
