@@ -13,11 +13,14 @@ import simfer
 from simfer.data.loaders import as_batch
 from simfer.estimators.model import Model, load_model
 from simfer.estimators.precision import full_precision
+from simfer.estimators.robust.information import fisher_trace
 from simfer.estimators.settings import (
     EmbeddingSettings,
     EstimatorSettings,
     FieldSettings,
+    FisherSettings,
     FlowSettings,
+    TradesSettings,
     TrainingSettings,
 )
 from simfer.estimators.training import Hardware
@@ -120,6 +123,28 @@ def test_bfloat16_is_of_the_embedding_alone() -> None:
         assert {weights.dtype for weights in model.estimator.parameters()} == {torch.float32}
         losses[precision] = model.facts["loss"]["validation"][-1]
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], abs=0.1)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["maf", "gmm", "ensemble"])
+def test_robust_training_lowers_the_information(name: str) -> None:
+    theta, x = simulated(2000)
+    traces = []
+    for robust in ({}, {"fisher": FisherSettings(beta=0.1, ema=0.15)}, {"trades": TradesSettings(weight=1.0, steps=3)}):
+        training = TrainingSettings(epochs=10, batch_size=100, learning_rate=3e-3, **robust)
+        model = simfer.train(theta, x, PRIOR, estimator=DIRECT[name], training=training, hardware=GPU)
+        traces.append(float(fisher_trace(model.to("cuda").posterior, x[:100], draws=50).mean()))
+    assert max(traces[1:]) < traces[0]
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", DIRECT)
+def test_attacks_on_the_gpu_are_as_strong(name: str, tmp_path: Path) -> None:
+    theta, x = simulated(40)
+    trained(DIRECT[name]).save(tmp_path / "model")
+    here, there = (load_model(tmp_path / "model", device).posterior for device in ("cpu", "cuda"))
+    found = [simfer.attack(posterior, x, 0.3, theta=theta, steps=50).median() for posterior in (here, there)]
+    assert found[1] == pytest.approx(found[0], rel=0.2)
 
 
 @pytest.mark.parametrize("name", FLOWS | CHAINS)
