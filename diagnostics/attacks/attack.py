@@ -28,7 +28,10 @@ from ...data.variables import Variables
 from ...estimators.base import Posterior, XLike, named_rows, seeded
 from ...estimators.robust.balls import Ball, ball
 from ...estimators.robust.information import fisher_eigenvalue
+from ...simulators.base import Simulator
+from ...simulators.block import Protection
 from .divergences import ATTACKED_CLEAN, CLEAN_ATTACKED, DIVERGENCES, Divergence
+from .predictive import Predictive
 from .region import Region, region
 from .search import SEARCHES, Search, noise
 
@@ -57,6 +60,8 @@ class AttackSet:
         ranks: Share of draws that are denser than the truth: of clean observations, then for every size; empty without
             truths.
         bound: ½ r² λ_max(F) of each observation in nats, for every size; empty but for L2 and normalised densities.
+        predictive: Median distance from the first clean observations to data that are simulated from their posteriors, in the
+            units of the ball: clean, then attacked for every size; empty without a simulator.
     """
 
     observables: Variables
@@ -70,6 +75,7 @@ class AttackSet:
     moved_by_noise: Mapping[str, Float[np.ndarray, "size observation"]]
     ranks: Float[np.ndarray, "sets truth"] = field(default_factory=lambda: np.empty((0, 0)))
     bound: Float[np.ndarray, "sizes bounded"] = field(default_factory=lambda: np.empty((0, 0)))
+    predictive: Float[np.ndarray, "predictive_sets predicted"] = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def formula(self) -> str:
@@ -87,6 +93,11 @@ class AttackSet:
     def times_bound(self) -> Float[np.ndarray, "size"]:
         """Median divergence under attack over the median local bound, for every size there is one of."""
         return self.median()[: len(self.bound)] / np.maximum(np.median(self.bound, 1), _LEAST)
+
+    def distance(self) -> Float[np.ndarray, "sets"]:
+        """Median over observations of `predictive`, of those that could be simulated every time: clean, then for every size."""
+        known = np.isfinite(self.predictive).all(0)
+        return np.median(self.predictive[:, known], 1) if known.any() else np.full(len(self.predictive), np.nan)
 
     def worst(self, size: int = 0) -> int:
         """Which observation the attack of this size moves the posterior of most."""
@@ -111,6 +122,8 @@ class AttackSet:
         }
         if len(self.bound):
             arrays["bound"] = sized, self.bound
+        if len(self.predictive):
+            arrays["predictive"] = ("predictive_sets", "predicted"), self.predictive
         for name, formula in _EVALUATION.items():
             if formula in self.moved:
                 arrays[name], arrays[f"{name}_noise"] = (
@@ -156,6 +169,9 @@ def attack(
     evaluation: int = 256,
     coverage_draws: int = 1000,
     bound_draws: int = 1000,
+    simulator: Simulator | None = None,
+    predictive_draws: int = 10,
+    protection: Protection | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda evaluations: None,
 ) -> AttackSet:
@@ -180,6 +196,9 @@ def attack(
         evaluation: Draws for the divergences that are reported.
         coverage_draws: Draws for each rank.
         bound_draws: Draws for each local bound.
+        simulator: With it data are simulated from clean and attacked posteriors of the first hundred observations.
+        predictive_draws: So many for each; 0 for none.
+        protection: Against simulations that fail.
         seed: Of starts and draws.
         progress: Called with the number of evaluations made since the last call.
 
@@ -187,7 +206,7 @@ def attack(
         ConfigError: A size that is not positive, or a ball that holds all data.
         UnknownNameError: No such norm, divergence, search or units.
         UnsupportedError: A posterior whose draws have no gradient, where the divergence needs one.
-        ShapeError: Names or shapes do not fit.
+        ShapeError: Names or shapes do not fit, or those of the simulator.
         NotFiniteError: An entry of x is no number.
     """
     rows = {name: values.detach().cpu().numpy() for name, values in named_rows(x, posterior.observables).items()}
@@ -198,8 +217,12 @@ def attack(
     find = _named(search, SEARCHES, "search")
     _check_sizes(sizes, where, around, clip)
     numbers = {"steps": steps, "draws": draws, "restarts": restarts, "evaluation": evaluation}
-    numbers |= {"coverage_draws": coverage_draws, "bound_draws": bound_draws}
-    require_at_least(numbers, {"draws": 2 if divergence == "mmd" else 1, "bound_draws": 2})
+    numbers |= {"coverage_draws": coverage_draws, "bound_draws": bound_draws, "predictive_draws": predictive_draws}
+    require_at_least(numbers, {"draws": 2 if divergence == "mmd" else 1, "bound_draws": 2, "predictive_draws": 0})
+    replicates = None
+    if simulator is not None and predictive_draws:
+        replicates = Predictive(simulator, predictive_draws, protection or Protection(), seed)
+        replicates.require_fit(posterior)
     truths = None if theta is None else _truths(theta, posterior, len(where.x))
     plan = _Plan(posterior, raised, find, around, steps, draws, restarts, evaluation, progress)
     with warnings.catch_warnings(), seeded(seed):
@@ -211,6 +234,8 @@ def attack(
         each = torch.cat([where.x[None], attacked])
         if truths is not None:
             measured["ranks"] = np.stack([_ranks(posterior, where.named(x), truths, coverage_draws) for x in each])
+        if replicates:
+            measured["predictive"] = replicates.distances(posterior, where, around, each)
     if norm == "l2" and posterior.normalised:
         measured["bound"] = _bounds(posterior, where, sizes * where.unit, bound_draws, seed)
     before, after, aside = (values.double().numpy() for values in (where.x, attacked, noisy))

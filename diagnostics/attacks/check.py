@@ -2,7 +2,8 @@ r"""Adversarial attacks: does a small perturbation, chosen badly, move the poste
 
 The hypothesis is that at least half of the observations are moved by no more than ``most`` nats by the smallest perturbation;
 the p-value is that of the sign test. An exact posterior can fail: it says that the data decide more sharply than they may be
-known, not that training went wrong. Beside the attack stand noise of the same size, the coverage that is left and the local bound.
+known, not that training went wrong. Beside the attack stand noise of the same size, the coverage that is left, the local bound
+and, where there is a simulator, how much farther from the observation the data lie that the attacked posterior predicts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ...data.errors import ConfigError, MissingFileError, UnknownNameError, did_
 from ...data.variables import Variables
 from ...estimators.base import Posterior, XLike
 from ...estimators.robust.balls import ball
+from ...simulators.base import Simulator
+from ...simulators.block import Protection
 from ..base import CheckResult, says_p, verdict
 from ..plots import draw_attack_check
 from .attack import AttackSet, attack, require_at_least
@@ -46,6 +49,7 @@ class Attack:
         steps: Of the search.
         restarts: Of the search.
         observations: How many of the held-out pairs are attacked.
+        predictive_draws: So many simulations from the posterior of each of the first hundred, clean and for every size; 0 for none.
         most: Nats that the median observation may be moved by the smallest perturbation.
         alpha: A posterior for which the median is just that fails this often.
     """
@@ -59,6 +63,7 @@ class Attack:
     steps: int = 200
     restarts: int = 1
     observations: int = 100
+    predictive_draws: int = 10
     most: float = 1.0
     alpha: float = 1e-3
     name: ClassVar[str] = "attack"
@@ -76,8 +81,8 @@ class Attack:
             raise UnknownNameError(f"unknown `search` `{self.search}`; {did_you_mean(self.search, SEARCHES)}")
         if self.units not in UNITS:
             raise UnknownNameError(f"unknown `units` `{self.units}`; {did_you_mean(self.units, UNITS)}")
-        counts = {option: getattr(self, option) for option in ("steps", "restarts", "observations")}
-        require_at_least(counts, {"observations": 10})
+        counts = {option: getattr(self, option) for option in ("steps", "restarts", "observations", "predictive_draws")}
+        require_at_least(counts, {"observations": 10, "predictive_draws": 0})
         for option in ("most", "alpha"):
             if not _positive(getattr(self, option)):
                 raise ConfigError(f"`{option}` must be a positive number; got {getattr(self, option)!r}")
@@ -117,10 +122,12 @@ class Attack:
         theta: np.ndarray,
         x: XLike,
         *,
+        simulator: Simulator | None = None,
+        protection: Protection | None = None,
         seed: int = 0,
         progress: Callable[[int], None] = lambda evaluations: None,
     ) -> AttackSet:
-        """Attack the first observations; coverage is of theirs."""
+        """Attack the first observations; coverage is of theirs, and so are predictions where there is a simulator."""
         rows = posterior.observables.rows(x)
         some = {name: values[: self.observations] for name, values in rows.items()}
         return attack(
@@ -136,6 +143,9 @@ class Attack:
             fixed=self.fixed,
             steps=self.steps,
             restarts=self.restarts,
+            simulator=simulator,
+            predictive_draws=self.predictive_draws,
+            protection=protection,
             seed=seed,
             progress=progress,
         )
@@ -168,7 +178,7 @@ class Attack:
         unit = "standard deviations of the noise" if self.noise is not None else "times the spread of the data"
         finding = (
             f"the worst perturbation of {size:g} {unit} ({found.norm}) moves the median posterior by {median:.2g} nats"
-            f"{_beside_the_bound(found)}, noise of that size by {noise:.2g}{_left(found)} "
+            f"{_beside_the_bound(found)}, noise of that size by {noise:.2g}{_left(found)}{_predicted(found)} "
             f"({says_p(p_value)} for at most {self.most:g} nats)"
         )
         if p_value >= self.alpha:
@@ -187,6 +197,16 @@ def _left(found: AttackSet) -> str:
     return f"; {found.coverage(_LEVEL)[1]:.0%} of 90 % regions still hold the truth" if len(found.ranks) else ""
 
 
+def _predicted(found: AttackSet) -> str:
+    """Nothing where nothing could be simulated."""
+    if not len(found.predictive) or not (times := found.distance()[1] / found.distance()[0]) < math.inf:
+        return ""
+    return (
+        f"; data simulated from the attacked posterior lie {times:.3g} times as far from the observation as those from the "
+        "clean one"
+    )
+
+
 def _statistics(found: AttackSet) -> dict[str, float]:
     """Medians over observations, by size."""
     moved, by_noise = (np.median(moved[found.formula], 1) for moved in (found.moved, found.moved_by_noise))
@@ -198,6 +218,9 @@ def _statistics(found: AttackSet) -> dict[str, float]:
     if len(found.bound):
         statistics |= _by_size("bound_", found, np.median(found.bound, 1))
         statistics |= _by_size("times_bound_", found, found.times_bound())
+    if len(found.predictive):
+        statistics["distance"], *attacked = found.distance()
+        statistics |= _by_size("distance_at_", found, attacked)
     return statistics
 
 

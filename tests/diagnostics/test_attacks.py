@@ -219,6 +219,57 @@ def test_what_a_density_does_not_look_at_adds_nothing_to_the_bound() -> None:
     assert float(found.median()) == pytest.approx(0.5 * 0.5**2 / 0.5, rel=0.03)
 
 
+def test_predicted_data_lie_as_far_from_the_observation_as_they_must(knowing: DirectPosterior) -> None:
+    """x' | x~ ~ N(x~ / (1 + c²), s² I) with s² = c² / (1 + c²) + c²: distances are noncentral chi of each observation's c."""
+    draws, (_, x) = 400, precise_rows(60)
+    found = attack(knowing, x, (0.5, 2.0), simulator=Precise(0.3), predictive_draws=draws, steps=20, clip=False)
+    variance = x["c"] ** 2
+    spread = np.sqrt(variance / (1 + variance) + variance)
+    assert found.predictive.shape == (3, 60)
+    for seen, distance in zip((found.x, *found.attacked), found.predictive, strict=True):
+        off = np.linalg.norm(seen[:, :2] / (1 + variance[:, None]) - x["x"], axis=1)
+        law = scipy.stats.ncx2(2, (off / spread) ** 2)
+        median = np.sqrt(law.median())
+        error = 1 / (2 * 2 * median * law.pdf(median**2) * np.sqrt(0.7 * draws))
+        scores = (distance / spread - median) / error
+        assert abs(scores.mean()) < 4 / np.sqrt(60)
+        assert np.abs(scores).max() < 4.5
+
+
+def test_predicted_data_move_away_under_attack_and_not_under_an_attack_of_nothing(posterior: DirectPosterior) -> None:
+    x = pairs(120)[1]
+    found = attack(posterior, x, (1e-3, 0.5, 2.0), simulator=SIMULATOR, steps=40, predictive_draws=20)
+    assert found.predictive.shape == (4, 100)  # of the first hundred
+    clean, *attacked = found.distance()
+    assert attacked[0] == pytest.approx(clean, rel=0.01)
+    assert 1.2 * clean < attacked[1] < attacked[2]
+    noise = attack(posterior, x, 1.0, noise=0.1, simulator=SIMULATOR, steps=2, predictive_draws=20)
+    assert noise.distance()[0] == pytest.approx(clean / 0.1, rel=1e-4)
+
+
+def test_without_a_simulator_or_draws_nothing_is_predicted(posterior: DirectPosterior) -> None:
+    x = pairs(10)[1]
+    assert not len(attack(posterior, x, 0.1, steps=2).predictive)
+    assert not len(attack(posterior, x, 0.1, steps=2, simulator=SIMULATOR, predictive_draws=0).predictive)
+
+
+def test_where_no_simulation_is_ok_the_finding_says_nothing_of_it(knowing: DirectPosterior) -> None:
+    theta, x = precise_rows(20)
+    check = Attack(eps=(0.1,), steps=2)
+    some, none = (check.attack(knowing, theta, x, simulator=Precise(failing)) for failing in (0.0, 1.0))
+    assert np.isnan(none.predictive).all()
+    assert "data simulated from the attacked posterior lie" in check(some).finding
+    assert "data simulated" not in check(none).finding
+    assert set(check(some).statistics) - set(check(none).statistics) == {"distance", "distance_at_0.1"}
+
+
+def test_a_simulator_of_something_else_is_refused(posterior: DirectPosterior, knowing: DirectPosterior) -> None:
+    with pytest.raises(ShapeError, match="`simulator` must give x as the posterior knows them; x, c differ"):
+        attack(posterior, pairs(5)[1], simulator=Precise())
+    with pytest.raises(ShapeError, match="`simulator` must give x, c as the posterior knows them; x, c differ"):
+        attack(knowing, precise_rows(5)[1], simulator=SIMULATOR)
+
+
 def test_attack_beats_random_search_which_beats_noise(posterior: DirectPosterior) -> None:
     x = pairs(100)[1]
     searches = ("pgd", "adam", "random", "noise")
@@ -371,22 +422,23 @@ def test_restarts_keep_the_best_and_seeds_fix_all(posterior: DirectPosterior) ->
 
 def test_saved_and_loaded(posterior: DirectPosterior, tmp_path: Path) -> None:
     theta, x = pairs(20)
-    found = attack(posterior, x, (0.1, 0.3), theta=theta, steps=3)
+    found = attack(posterior, x, (0.1, 0.3), theta=theta, steps=3, simulator=SIMULATOR)
     found.save(tmp_path / "attack.zarr")
     again = AttackSet.load(tmp_path / "attack.zarr")
     assert again.observables == found.observables
-    for name in ("eps", "radius", "x", "attacked", "noisy", "ranks", "bound"):
+    for name in ("eps", "radius", "x", "attacked", "noisy", "ranks", "bound", "predictive"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     for formula, values in found.moved.items():
         np.testing.assert_array_equal(again.moved[formula], values)
     found.plot()
 
 
-def test_files_without_bounds_load(posterior: DirectPosterior, tmp_path: Path) -> None:
+def test_files_without_bounds_and_predictions_load(posterior: DirectPosterior, tmp_path: Path) -> None:
     found = attack(posterior, pairs(20)[1], (0.1, 0.3), steps=3)
     replace(found, bound=np.empty((0, 0))).save(tmp_path / "attack.zarr")
     again = AttackSet.load(tmp_path / "attack.zarr")
     assert not len(again.bound)
+    assert not len(again.predictive)
     assert "bound" not in Attack(eps=(0.1, 0.3))(again).finding
     again.plot()
 
@@ -421,6 +473,7 @@ def test_the_check_judges_the_smallest_size(posterior: DirectPosterior, most: fl
         ({"noise": -np.ones(10)}, ShapeError, "`noise` must be positive"),
         ({"eps": ()}, ConfigError, "`eps` must be positive; got none"),
         ({"bound_draws": 1}, ConfigError, "`bound_draws` must be a whole number, 2 at least"),
+        ({"predictive_draws": -1}, ConfigError, "`predictive_draws` must be a whole number, 0 at least"),
         ({"steps": 0}, ConfigError, "`steps` must be a whole number, 1 at least; got 0"),
         ({"restarts": 0}, ConfigError, "`restarts` must be a whole number"),
         ({"divergence": "mmd", "draws": 1}, ConfigError, "`draws` must be a whole number, 2 at least"),
