@@ -35,7 +35,7 @@ def draw_ecdf_difference(result: CheckResult, axes: Axes) -> None:
 
 
 def draw_attack(found: AttackSet, axes: Axes | None = None) -> Axes:
-    """Median divergence over ε with its 15-85 % band, under attack and under noise of the same size."""
+    """Median divergence over ε with its 15-85 % band, under attack and under noise of the same size, beside the local bound."""
     if axes is None:
         import matplotlib.pyplot as plt
 
@@ -47,6 +47,8 @@ def draw_attack(found: AttackSet, axes: Axes | None = None) -> Axes:
         low, median, high = np.quantile(np.clip(moved[found.formula], 1e-7, None), [0.15, 0.5, 0.85], axis=1)
         axes.fill_between(found.eps, low, high, color=color, alpha=0.2, lw=0)
         axes.plot(found.eps, median, "o-", color=color, lw=1.6, ms=4, label=label)
+    if len(found.bound):
+        axes.plot(found.eps, np.median(found.bound, 1), "--", color=INK, lw=0.9, label="local bound, ½ r² λ")
     axes.set(xscale="log", yscale="log", xlabel=f"size ε of the perturbation ({found.norm})")
     axes.set_ylabel(f"{found.formula} [nats]".replace("~", "′").replace("||", "‖"))
     axes.legend(frameon=False, fontsize=8)

@@ -17,6 +17,7 @@ from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
+from ..simulators.recorded import Recorded
 from .config import Config, RefineConfig
 from .filling import fill
 from .folder import ROUNDS, STORE, RunFolder
@@ -274,10 +275,19 @@ def _attacked(
 ) -> AttackSet | None:
     from ..diagnostics.attacks.check import Attack
 
+    simulator = None if isinstance(job.simulator, Imported | Recorded) else job.simulator
     for check in job.checks:
         if isinstance(check, Attack):
             with reporter.bar("attack", check.evaluations, "steps") as meter:
-                found = check.attack(posterior, theta, x, seed=job.config.seed, progress=meter)
+                found = check.attack(
+                    posterior,
+                    theta,
+                    x,
+                    simulator=simulator,
+                    protection=job.protection,
+                    seed=job.config.seed,
+                    progress=meter,
+                )
             found.save(folder / "attack.zarr")
             return found
     return None

@@ -2,6 +2,8 @@ r"""Attacks of any posterior, and what they did to it: divergences over ε, cove
 
 For every observation the worst :math:`\tilde x` in a ball around x, as Gloeckler, Deistler & Macke (2023),
 https://arxiv.org/abs/2305.14984, look for it; their settings are the defaults.
+Under L2 a local bound, :math:`\frac12 r^2 \lambda_{\max}(F(x))` with the Fisher information in the units of the ball, says what
+the worst perturbation can do while it is small (`robust.information`).
 """
 
 from __future__ import annotations
@@ -25,13 +27,18 @@ from ...data.results import read_tree, tree, write_tree
 from ...data.variables import Variables
 from ...estimators.base import Posterior, XLike, named_rows, seeded
 from ...estimators.robust.balls import Ball, ball
+from ...estimators.robust.information import fisher_eigenvalue
+from ...simulators.base import Simulator
+from ...simulators.block import Protection
 from .divergences import ATTACKED_CLEAN, CLEAN_ATTACKED, DIVERGENCES, Divergence
+from .predictive import Predictive
 from .region import Region, region
 from .search import SEARCHES, Search, noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LEAST = 1e-7  # nats: what less cannot be told from none
 _AT_ONCE = 2**18  # draws × observations in one evaluation: what memory holds
 _EVALUATION = {"attacked_clean": ATTACKED_CLEAN, "clean_attacked": CLEAN_ATTACKED}
 
@@ -52,6 +59,9 @@ class AttackSet:
         moved_by_noise: The same of noise.
         ranks: Share of draws that are denser than the truth: of clean observations, then for every size; empty without
             truths.
+        bound: ½ r² λ_max(F) of each observation in nats, for every size; empty but for L2 and normalised densities.
+        predictive: Median distance from the first clean observations to data that are simulated from their posteriors, in the
+            units of the ball: clean, then attacked for every size; empty without a simulator.
     """
 
     observables: Variables
@@ -63,7 +73,9 @@ class AttackSet:
     noisy: Float[np.ndarray, "size observation entry"]
     moved: Mapping[str, Float[np.ndarray, "size observation"]]
     moved_by_noise: Mapping[str, Float[np.ndarray, "size observation"]]
-    ranks: Float[np.ndarray, "sets observation"] = field(default_factory=lambda: np.empty((0, 0)))
+    ranks: Float[np.ndarray, "sets truth"] = field(default_factory=lambda: np.empty((0, 0)))
+    bound: Float[np.ndarray, "sizes bounded"] = field(default_factory=lambda: np.empty((0, 0)))
+    predictive: Float[np.ndarray, "predictive_sets predicted"] = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def formula(self) -> str:
@@ -77,6 +89,15 @@ class AttackSet:
     def coverage(self, level: float = 0.9) -> Float[np.ndarray, "sets"]:
         """How often the region of highest density of this credibility holds the truth: clean, then for every size."""
         return (self.ranks <= level).mean(1)
+
+    def times_bound(self) -> Float[np.ndarray, "size"]:
+        """Median divergence under attack over the median local bound, for every size there is one of."""
+        return self.median()[: len(self.bound)] / np.maximum(np.median(self.bound, 1), _LEAST)
+
+    def distance(self) -> Float[np.ndarray, "sets"]:
+        """Median over observations of `predictive`, of those that could be simulated every time: clean, then for every size."""
+        known = np.isfinite(self.predictive).all(0)
+        return np.median(self.predictive[:, known], 1) if known.any() else np.full(len(self.predictive), np.nan)
 
     def worst(self, size: int = 0) -> int:
         """Which observation the attack of this size moves the posterior of most."""
@@ -99,6 +120,10 @@ class AttackSet:
             "noisy": ((*sized, "entry"), self.noisy),
             "ranks": (("sets", "truth"), self.ranks),
         }
+        if len(self.bound):
+            arrays["bound"] = sized, self.bound
+        if len(self.predictive):
+            arrays["predictive"] = ("predictive_sets", "predicted"), self.predictive
         for name, formula in _EVALUATION.items():
             if formula in self.moved:
                 arrays[name], arrays[f"{name}_noise"] = (
@@ -143,6 +168,10 @@ def attack(
     restarts: int = 1,
     evaluation: int = 256,
     coverage_draws: int = 1000,
+    bound_draws: int = 1000,
+    simulator: Simulator | None = None,
+    predictive_draws: int = 10,
+    protection: Protection | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda evaluations: None,
 ) -> AttackSet:
@@ -166,6 +195,10 @@ def attack(
         restarts: Searches from other starts, of which the best is kept.
         evaluation: Draws for the divergences that are reported.
         coverage_draws: Draws for each rank.
+        bound_draws: Draws for each local bound.
+        simulator: With it data are simulated from clean and attacked posteriors of the first hundred observations.
+        predictive_draws: So many for each; 0 for none.
+        protection: Against simulations that fail.
         seed: Of starts and draws.
         progress: Called with the number of evaluations made since the last call.
 
@@ -173,7 +206,7 @@ def attack(
         ConfigError: A size that is not positive, or a ball that holds all data.
         UnknownNameError: No such norm, divergence, search or units.
         UnsupportedError: A posterior whose draws have no gradient, where the divergence needs one.
-        ShapeError: Names or shapes do not fit.
+        ShapeError: Names or shapes do not fit, or those of the simulator.
         NotFiniteError: An entry of x is no number.
     """
     rows = {name: values.detach().cpu().numpy() for name, values in named_rows(x, posterior.observables).items()}
@@ -184,7 +217,12 @@ def attack(
     find = _named(search, SEARCHES, "search")
     _check_sizes(sizes, where, around, clip)
     numbers = {"steps": steps, "draws": draws, "restarts": restarts, "evaluation": evaluation}
-    require_at_least(numbers | {"coverage_draws": coverage_draws}, {"draws": 2 if divergence == "mmd" else 1})
+    numbers |= {"coverage_draws": coverage_draws, "bound_draws": bound_draws, "predictive_draws": predictive_draws}
+    require_at_least(numbers, {"draws": 2 if divergence == "mmd" else 1, "bound_draws": 2, "predictive_draws": 0})
+    replicates = None
+    if simulator is not None and predictive_draws:
+        replicates = Predictive(simulator, predictive_draws, protection or Protection(), seed)
+        replicates.require_fit(posterior)
     truths = None if theta is None else _truths(theta, posterior, len(where.x))
     plan = _Plan(posterior, raised, find, around, steps, draws, restarts, evaluation, progress)
     with warnings.catch_warnings(), seeded(seed):
@@ -192,14 +230,15 @@ def attack(
         attacked = torch.stack([plan.worst(where, size * where.unit) for size in sizes])
         noisy = torch.stack([_noisy(where, around, size * where.unit) for size in sizes])
         moved, by_noise = (plan.measured(where, found) for found in (attacked, noisy))
-        sets = [] if truths is None else [where.named(found) for found in (where.x, *attacked)]
-        ranks = [_ranks(posterior, found, truths, coverage_draws) for found in sets if truths is not None]
+        measured: dict[str, Any] = {"moved": moved, "moved_by_noise": by_noise}
+        each = torch.cat([where.x[None], attacked])
+        if truths is not None:
+            measured["ranks"] = np.stack([_ranks(posterior, where.named(x), truths, coverage_draws) for x in each])
+        if replicates:
+            measured["predictive"] = replicates.distances(posterior, where, around, each)
+    if norm == "l2" and posterior.normalised:
+        measured["bound"] = _bounds(posterior, where, sizes * where.unit, bound_draws, seed)
     before, after, aside = (values.double().numpy() for values in (where.x, attacked, noisy))
-    measured: dict[str, Any] = {
-        "moved": moved,
-        "moved_by_noise": by_noise,
-        **({"ranks": np.stack(ranks)} if ranks else {}),
-    }
     return AttackSet(posterior.observables, norm, sizes, sizes * where.unit, before, after, aside, **measured)
 
 
@@ -254,6 +293,14 @@ class _Plan:
 
 def _noisy(where: Region, around: Ball, radius: float) -> Tensor:
     return where.settled(where.at(noise(where, around, radius)), around, radius)
+
+
+def _bounds(
+    posterior: Posterior, where: Region, radii: Float[np.ndarray, "size"], draws: int, seed: int
+) -> Float[np.ndarray, "size observation"]:
+    clean = where.named(where.x)
+    largest = fisher_eigenvalue(posterior, clean, draws=draws, seed=seed, coordinates=where.gradient)
+    return 0.5 * radii[:, None] ** 2 * largest.cpu().numpy()
 
 
 def _ranks(posterior: Posterior, x: dict[str, Tensor], theta: np.ndarray, draws: int) -> np.ndarray:

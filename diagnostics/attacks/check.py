@@ -2,7 +2,8 @@ r"""Adversarial attacks: does a small perturbation, chosen badly, move the poste
 
 The hypothesis is that at least half of the observations are moved by no more than ``most`` nats by the smallest perturbation;
 the p-value is that of the sign test. An exact posterior can fail: it says that the data decide more sharply than they may be
-known, not that training went wrong. Beside the attack stands noise of the same size, and the coverage that is left.
+known, not that training went wrong. Beside the attack stand noise of the same size, the coverage that is left, the local bound
+and, where there is a simulator, how much farther from the observation the data lie that the attacked posterior predicts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ...data.errors import ConfigError, MissingFileError, UnknownNameError, did_
 from ...data.variables import Variables
 from ...estimators.base import Posterior, XLike
 from ...estimators.robust.balls import ball
+from ...simulators.base import Simulator
+from ...simulators.block import Protection
 from ..base import CheckResult, says_p, verdict
 from ..plots import draw_attack_check
 from .attack import AttackSet, attack, require_at_least
@@ -46,6 +49,7 @@ class Attack:
         steps: Of the search.
         restarts: Of the search.
         observations: How many of the held-out pairs are attacked.
+        predictive_draws: So many simulations from the posterior of each of the first hundred, clean and for every size; 0 for none.
         most: Nats that the median observation may be moved by the smallest perturbation.
         alpha: A posterior for which the median is just that fails this often.
     """
@@ -59,6 +63,7 @@ class Attack:
     steps: int = 200
     restarts: int = 1
     observations: int = 100
+    predictive_draws: int = 10
     most: float = 1.0
     alpha: float = 1e-3
     name: ClassVar[str] = "attack"
@@ -76,8 +81,8 @@ class Attack:
             raise UnknownNameError(f"unknown `search` `{self.search}`; {did_you_mean(self.search, SEARCHES)}")
         if self.units not in UNITS:
             raise UnknownNameError(f"unknown `units` `{self.units}`; {did_you_mean(self.units, UNITS)}")
-        counts = {option: getattr(self, option) for option in ("steps", "restarts", "observations")}
-        require_at_least(counts, {"observations": 10})
+        counts = {option: getattr(self, option) for option in ("steps", "restarts", "observations", "predictive_draws")}
+        require_at_least(counts, {"observations": 10, "predictive_draws": 0})
         for option in ("most", "alpha"):
             if not _positive(getattr(self, option)):
                 raise ConfigError(f"`{option}` must be a positive number; got {getattr(self, option)!r}")
@@ -117,10 +122,12 @@ class Attack:
         theta: np.ndarray,
         x: XLike,
         *,
+        simulator: Simulator | None = None,
+        protection: Protection | None = None,
         seed: int = 0,
         progress: Callable[[int], None] = lambda evaluations: None,
     ) -> AttackSet:
-        """Attack the first observations; coverage is of theirs."""
+        """Attack the first observations; coverage is of theirs, and so are predictions where there is a simulator."""
         rows = posterior.observables.rows(x)
         some = {name: values[: self.observations] for name, values in rows.items()}
         return attack(
@@ -136,30 +143,24 @@ class Attack:
             fixed=self.fixed,
             steps=self.steps,
             restarts=self.restarts,
+            simulator=simulator,
+            predictive_draws=self.predictive_draws,
+            protection=protection,
             seed=seed,
             progress=progress,
         )
 
     def __call__(self, found: AttackSet) -> CheckResult:
-        moved, by_noise = found.moved[found.formula][0], found.moved_by_noise[found.formula][0]
+        moved = found.moved[found.formula][0]
         p_value = float(scipy.stats.binom.cdf((moved <= self.most).sum(), len(moved), 0.5))
         finding, advice = self._words(found, p_value)
-        statistics = {f"median_{size:g}": float(value) for size, value in zip(found.eps, found.median(), strict=True)}
-        statistics |= {
-            f"noise_{size:g}": float(np.median(values))
-            for size, values in zip(found.eps, found.moved_by_noise[found.formula], strict=True)
-        }
-        statistics["times_noise"] = float(np.median(moved) / max(np.median(by_noise), 1e-7))
-        if len(found.ranks):
-            statistics["coverage_0.9"], *under = (float(share) for share in found.coverage(_LEVEL))
-            statistics |= {f"coverage_0.9_at_{size:g}": share for size, share in zip(found.eps, under, strict=True)}
         return CheckResult(
             name=self.name,
             title="Adversarial robustness",
             verdict=verdict(p_value, self.alpha),
             p_value=p_value,
             threshold=self.alpha,
-            statistics={name: value for name, value in statistics.items() if math.isfinite(value)},
+            statistics={name: float(value) for name, value in _statistics(found).items() if math.isfinite(value)},
             finding=finding,
             advice=advice,
             blind_to=BLIND_TO,
@@ -175,10 +176,10 @@ class Attack:
             max(float(np.median(moved[found.formula][0])), 0.0) for moved in (found.moved, found.moved_by_noise)
         )
         unit = "standard deviations of the noise" if self.noise is not None else "times the spread of the data"
-        left = f"; {found.coverage(_LEVEL)[1]:.0%} of 90 % regions still hold the truth" if len(found.ranks) else ""
         finding = (
-            f"the worst perturbation of {size:g} {unit} ({found.norm}) moves the median posterior by {median:.2g} nats, noise "
-            f"of that size by {noise:.2g}{left} ({says_p(p_value)} for at most {self.most:g} nats)"
+            f"the worst perturbation of {size:g} {unit} ({found.norm}) moves the median posterior by {median:.2g} nats"
+            f"{_beside_the_bound(found)}, noise of that size by {noise:.2g}{_left(found)}{_predicted(found)} "
+            f"({says_p(p_value)} for at most {self.most:g} nats)"
         )
         if p_value >= self.alpha:
             return finding, "Nothing to do."
@@ -186,6 +187,45 @@ class Attack:
             "Errors in the data that the simulator does not have can mislead this posterior: train with "
             "`fisher: {beta: ...}`, which makes it wider and steadier, or simulate the errors that real data have."
         )
+
+
+def _beside_the_bound(found: AttackSet) -> str:
+    return f" ({found.times_bound()[0]:.2g} times the local bound)" if len(found.bound) else ""
+
+
+def _left(found: AttackSet) -> str:
+    return f"; {found.coverage(_LEVEL)[1]:.0%} of 90 % regions still hold the truth" if len(found.ranks) else ""
+
+
+def _predicted(found: AttackSet) -> str:
+    """Nothing where nothing could be simulated."""
+    if not len(found.predictive) or not (times := found.distance()[1] / found.distance()[0]) < math.inf:
+        return ""
+    return (
+        f"; data simulated from the attacked posterior lie {times:.3g} times as far from the observation as those from the "
+        "clean one"
+    )
+
+
+def _statistics(found: AttackSet) -> dict[str, float]:
+    """Medians over observations, by size."""
+    moved, by_noise = (np.median(moved[found.formula], 1) for moved in (found.moved, found.moved_by_noise))
+    statistics = _by_size("median_", found, moved) | _by_size("noise_", found, by_noise)
+    statistics["times_noise"] = moved[0] / max(by_noise[0], 1e-7)
+    if len(found.ranks):
+        statistics["coverage_0.9"], *under = found.coverage(_LEVEL)
+        statistics |= _by_size("coverage_0.9_at_", found, under)
+    if len(found.bound):
+        statistics |= _by_size("bound_", found, np.median(found.bound, 1))
+        statistics |= _by_size("times_bound_", found, found.times_bound())
+    if len(found.predictive):
+        statistics["distance"], *attacked = found.distance()
+        statistics |= _by_size("distance_at_", found, attacked)
+    return statistics
+
+
+def _by_size(name: str, found: AttackSet, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    return {f"{name}{size:g}": value for size, value in zip(found.eps, values, strict=True)}
 
 
 def ask(check: Any, calibration: Any, attacked: AttackSet | None) -> CheckResult:

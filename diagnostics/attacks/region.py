@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,12 @@ class Region:
         delta = (u @ self.factor.T if self.factor.dim() == 2 else u * self.factor) * self.free
         return (self.x + delta).clamp(self.low, self.high)
 
+    def gradient(self, in_x: Float[Tensor, "*rows entry"]) -> Float[Tensor, "*rows entry"]:
+        """Of a function of `at`, in u, from that in x: clipping is not looked at."""
+        free = in_x * self.free
+        factor = self.factor.to(in_x)
+        return free @ factor if factor.dim() == 2 else free * factor
+
     def named(self, x: Float[Tensor, "rows entry"]) -> dict[str, Tensor]:
         """Entries as the observables they belong to."""
         parts = x.split([v.size for v in self.observables], 1)
@@ -89,7 +96,7 @@ def region(
     x: Arrays,
     *,
     units: str = "global",
-    noise: np.ndarray | None = None,
+    noise: Any = None,
     fixed: Collection[str] = (),
     clip: bool = True,
 ) -> Region:

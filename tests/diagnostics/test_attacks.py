@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from simfer.diagnostics.attacks.region import region
 from simfer.estimators.base import Estimator
 from simfer.estimators.direct import DirectPosterior
 from simfer.estimators.robust.balls import BALLS, ball
+from simfer.estimators.robust.information import linear_gaussian_bound, local_bound
 from simfer.estimators.settings import EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.simulators.prior import Prior
 from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
@@ -59,9 +61,63 @@ class Linear(Estimator):
         return DirectPosterior(self)
 
 
+class Precise:
+    """theta ~ N(0, 1)², x = theta + c N(0, 1), where c is known for each observation; a share of the rows fails."""
+
+    prior = Prior({name: torch.distributions.Normal(0.0, 1.0) for name in "ab"})
+    context = Prior({"c": torch.distributions.Uniform(0.2, 2.0)})
+    observables = Variables([Variable("x", (2,))])
+
+    def __init__(self, failing: float = 0.0) -> None:
+        self.failing = failing
+
+    def simulate(
+        self, theta: np.ndarray, rng: np.random.Generator, context: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        assert context is not None
+        x = theta + context["c"][:, None] * rng.standard_normal(theta.shape)
+        return {"x": np.where(rng.uniform(size=(len(x), 1)) < self.failing, np.nan, x)}
+
+
+class Known(Linear):
+    """q(theta | x, c) = N(x / (1 + c²), c² / (1 + c²)), the exact posterior of `Precise`."""
+
+    prior = Precise.prior
+    observables = Variables([*Precise.observables, *Precise.context.variables])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = EstimatorSettings(context=("c",))
+
+    def condition(self, x: dict[str, Tensor]) -> Tensor:
+        variance = x["c"][:, None] ** 2
+        return torch.cat([x["x"] / (1 + variance), (variance / (1 + variance)).sqrt()], 1)
+
+    def density(self, context: Tensor) -> Any:
+        return torch.distributions.Independent(torch.distributions.Normal(context[:, :2], context[:, 2:]), 1)
+
+
+class Deaf(Known):
+    """q(theta | x, c) = N(x / 2, 1 / 2), whatever c is."""
+
+    def condition(self, x: dict[str, Tensor]) -> Tensor:
+        return torch.cat([x["x"] / 2, torch.full_like(x["x"][:, :1], 0.5**0.5)], 1)
+
+
+def precise_rows(rows: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    theta, known = Precise.prior.sample(rows, rng), Precise.context.draw(rows, rng)
+    return theta, {**Precise().simulate(theta, rng, known), **known}
+
+
 @pytest.fixture(scope="module")
 def posterior() -> DirectPosterior:
     return Linear().posterior(SIMULATOR.prior)
+
+
+@pytest.fixture(scope="module")
+def knowing() -> DirectPosterior:
+    return Known().posterior(Precise.prior)
 
 
 def pairs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +147,127 @@ def test_other_norms_reach_their_closed_forms(posterior: DirectPosterior, norm: 
     found = attack(posterior, pairs(50)[1], 0.1, norm=norm, clip=False)
     exact = 0.5 * found.radius[0] ** 2 * worst
     assert 0.94 * exact < found.median()[0] < 1.04 * exact  # under L1 several corners are nearly as bad
+    assert not len(found.bound)  # which is of L2
+
+
+def test_the_attack_of_a_linear_gaussian_posterior_reaches_the_bound_and_noise_does_not(
+    posterior: DirectPosterior,
+) -> None:
+    found = attack(posterior, pairs(100)[1], (0.1, 0.5, 2.0), evaluation=1000, clip=False)
+    exact = [linear_gaussian_bound(np.diag(GAINS), np.diag(SD**2), float(radius))[0] for radius in found.radius]
+    np.testing.assert_allclose(exact, 0.5 * found.radius**2 * SENSITIVITY)
+    np.testing.assert_allclose(found.median(), exact, rtol=0.02)
+    np.testing.assert_allclose(np.median(found.bound, 1), exact, rtol=0.04)  # other directions are nearly as bad
+    np.testing.assert_allclose(found.times_bound(), 1.0, atol=0.04)
+    assert (np.median(found.moved_by_noise[ATTACKED_CLEAN], 1) < 0.8 * np.array(exact)).all()
+
+
+def test_the_bound_of_a_linear_gaussian_posterior_is_attained_in_its_direction_alone() -> None:
+    rng = np.random.default_rng(0)
+    jacobian, root = rng.standard_normal((3, 5)), rng.standard_normal((3, 3))
+    covariance = root @ root.T
+    nats, direction = linear_gaussian_bound(jacobian, covariance, 0.7)
+    others = rng.standard_normal((1000, 5))
+    deltas = 0.7 * np.concatenate([direction.numpy()[None], others / np.linalg.norm(others, axis=1, keepdims=True)])
+    means = deltas @ jacobian.T
+    divergences = 0.5 * (means * np.linalg.solve(covariance, means.T).T).sum(1)
+    assert divergences[0] == pytest.approx(nats)
+    assert divergences[1:].max() < nats
+    assert float(direction.norm()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("covariance", [-np.eye(3), np.eye(2), np.ones((3, 3))])
+def test_what_is_no_covariance_is_named(covariance: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match="`covariance` must be positive definite, one row for each of the 3 rows"):
+        linear_gaussian_bound(np.ones((3, 5)), covariance, 1.0)
+
+
+@pytest.mark.parametrize(
+    "unit", [{}, {"units": "feature"}, {"noise": np.array([0.5, 1.0, 2.0])}, {"noise": np.eye(3) + 0.5}]
+)
+def test_gradients_in_units_of_the_ball_are_those_of_the_perturbation(unit: dict[str, Any]) -> None:
+    observables = Variables([Variable("y", (2,)), Variable("c")])
+    x = {"y": np.random.default_rng(0).normal(0, 3, (20, 2)), "c": np.arange(20.0)}
+    around = region(observables, x, fixed=("c",), clip=False, **unit)
+    u, slope = torch.zeros(20, 3, requires_grad=True), torch.randn(20, 3)
+    (around.at(u) * slope).sum().backward()
+    assert u.grad is not None
+    torch.testing.assert_close(around.gradient(slope), u.grad)
+    assert (around.gradient(slope)[:, 2] == 0).all()
+
+
+def test_the_bound_is_in_units_of_the_ball_and_of_what_may_change(
+    posterior: DirectPosterior, knowing: DirectPosterior
+) -> None:
+    root = np.random.default_rng(1).standard_normal((10, 10))
+    covariance = 0.01 * (np.eye(10) + root @ root.T / 10)
+    found = attack(posterior, pairs(30)[1], 1.0, noise=covariance, steps=2, bound_draws=4000, clip=False)
+    exact, _ = linear_gaussian_bound(np.diag(GAINS) @ np.linalg.cholesky(covariance), np.diag(SD**2), 1.0)
+    assert np.median(found.bound[0]) == pytest.approx(exact, rel=0.02)
+    _, x = precise_rows(30)
+    variance = x["c"] ** 2
+    found = attack(knowing, x, 0.1, steps=2, bound_draws=4000)
+    own = 0.5 * found.radius[0] ** 2 / (variance * (1 + variance))  # with c free, the density would tell far more
+    np.testing.assert_allclose(found.bound[0], own, rtol=0.25)
+    assert np.median(found.bound[0] / own) == pytest.approx(1.0, abs=0.03)
+    assert (local_bound(knowing, x, float(found.radius[0])).numpy() > 1.1 * own).any()
+
+
+def test_what_a_density_does_not_look_at_adds_nothing_to_the_bound() -> None:
+    deaf = Deaf().posterior(Precise.prior)
+    found = local_bound(deaf, precise_rows(40)[1], 1.0, draws=4000)
+    assert float(found.median()) == pytest.approx(0.5 * 0.5**2 / 0.5, rel=0.03)
+
+
+def test_predicted_data_lie_as_far_from_the_observation_as_they_must(knowing: DirectPosterior) -> None:
+    """x' | x~ ~ N(x~ / (1 + c²), s² I) with s² = c² / (1 + c²) + c²: distances are noncentral chi of each observation's c."""
+    draws, (_, x) = 400, precise_rows(60)
+    found = attack(knowing, x, (0.5, 2.0), simulator=Precise(0.3), predictive_draws=draws, steps=20, clip=False)
+    variance = x["c"] ** 2
+    spread = np.sqrt(variance / (1 + variance) + variance)
+    assert found.predictive.shape == (3, 60)
+    for seen, distance in zip((found.x, *found.attacked), found.predictive, strict=True):
+        off = np.linalg.norm(seen[:, :2] / (1 + variance[:, None]) - x["x"], axis=1)
+        law = scipy.stats.ncx2(2, (off / spread) ** 2)
+        median = np.sqrt(law.median())
+        error = 1 / (2 * 2 * median * law.pdf(median**2) * np.sqrt(0.7 * draws))
+        scores = (distance / spread - median) / error
+        assert abs(scores.mean()) < 4 / np.sqrt(60)
+        assert np.abs(scores).max() < 4.5
+
+
+def test_predicted_data_move_away_under_attack_and_not_under_an_attack_of_nothing(posterior: DirectPosterior) -> None:
+    x = pairs(120)[1]
+    found = attack(posterior, x, (1e-3, 0.5, 2.0), simulator=SIMULATOR, steps=40, predictive_draws=20)
+    assert found.predictive.shape == (4, 100)  # of the first hundred
+    clean, *attacked = found.distance()
+    assert attacked[0] == pytest.approx(clean, rel=0.01)
+    assert 1.2 * clean < attacked[1] < attacked[2]
+    noise = attack(posterior, x, 1.0, noise=0.1, simulator=SIMULATOR, steps=2, predictive_draws=20)
+    assert noise.distance()[0] == pytest.approx(clean / 0.1, rel=1e-4)
+
+
+def test_without_a_simulator_or_draws_nothing_is_predicted(posterior: DirectPosterior) -> None:
+    x = pairs(10)[1]
+    assert not len(attack(posterior, x, 0.1, steps=2).predictive)
+    assert not len(attack(posterior, x, 0.1, steps=2, simulator=SIMULATOR, predictive_draws=0).predictive)
+
+
+def test_where_no_simulation_is_ok_the_finding_says_nothing_of_it(knowing: DirectPosterior) -> None:
+    theta, x = precise_rows(20)
+    check = Attack(eps=(0.1,), steps=2)
+    some, none = (check.attack(knowing, theta, x, simulator=Precise(failing)) for failing in (0.0, 1.0))
+    assert np.isnan(none.predictive).all()
+    assert "data simulated from the attacked posterior lie" in check(some).finding
+    assert "data simulated" not in check(none).finding
+    assert set(check(some).statistics) - set(check(none).statistics) == {"distance", "distance_at_0.1"}
+
+
+def test_a_simulator_of_something_else_is_refused(posterior: DirectPosterior, knowing: DirectPosterior) -> None:
+    with pytest.raises(ShapeError, match="`simulator` must give x as the posterior knows them; x, c differ"):
+        attack(posterior, pairs(5)[1], simulator=Precise())
+    with pytest.raises(ShapeError, match="`simulator` must give x, c as the posterior knows them; x, c differ"):
+        attack(knowing, precise_rows(5)[1], simulator=SIMULATOR)
 
 
 def test_attack_beats_random_search_which_beats_noise(posterior: DirectPosterior) -> None:
@@ -230,6 +407,7 @@ def test_a_posterior_of_markov_chains_is_attacked_through_its_likelihood(line) -
         attack(posterior, x[:5])
     found = attack(posterior, x[:20], 0.5, divergence="clean_attacked", steps=20, draws=50)
     assert list(found.moved) == [CLEAN_ATTACKED]
+    assert not len(found.bound)
     exact = 0.5 * found.radius[0] ** 2 * 0.8**2 / 0.2  # N(0.8 x, 0.2)
     assert found.median()[0] == pytest.approx(exact, rel=0.3)
 
@@ -244,15 +422,25 @@ def test_restarts_keep_the_best_and_seeds_fix_all(posterior: DirectPosterior) ->
 
 def test_saved_and_loaded(posterior: DirectPosterior, tmp_path: Path) -> None:
     theta, x = pairs(20)
-    found = attack(posterior, x, (0.1, 0.3), theta=theta, steps=3)
+    found = attack(posterior, x, (0.1, 0.3), theta=theta, steps=3, simulator=SIMULATOR)
     found.save(tmp_path / "attack.zarr")
     again = AttackSet.load(tmp_path / "attack.zarr")
     assert again.observables == found.observables
-    for name in ("eps", "radius", "x", "attacked", "noisy", "ranks"):
+    for name in ("eps", "radius", "x", "attacked", "noisy", "ranks", "bound", "predictive"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     for formula, values in found.moved.items():
         np.testing.assert_array_equal(again.moved[formula], values)
     found.plot()
+
+
+def test_files_without_bounds_and_predictions_load(posterior: DirectPosterior, tmp_path: Path) -> None:
+    found = attack(posterior, pairs(20)[1], (0.1, 0.3), steps=3)
+    replace(found, bound=np.empty((0, 0))).save(tmp_path / "attack.zarr")
+    again = AttackSet.load(tmp_path / "attack.zarr")
+    assert not len(again.bound)
+    assert not len(again.predictive)
+    assert "bound" not in Attack(eps=(0.1, 0.3))(again).finding
+    again.plot()
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(0.3, "fail"), (1.0, "pass")])
@@ -263,6 +451,8 @@ def test_the_check_judges_the_smallest_size(posterior: DirectPosterior, most: fl
     assert result.verdict == verdict
     assert result.statistics["median_0.1"] == pytest.approx(0.555, rel=0.1)
     assert "0.1 times the spread of the data" in result.finding
+    assert result.statistics["times_bound_0.1"] == pytest.approx(1.0, abs=0.06)
+    assert "times the local bound" in result.finding
     assert ("fisher" in result.advice) == (verdict == "fail")
     result.plot()
 
@@ -282,6 +472,8 @@ def test_the_check_judges_the_smallest_size(posterior: DirectPosterior, most: fl
         ({"noise": np.ones(3)}, ShapeError, "`noise` must be positive, one number or 10"),
         ({"noise": -np.ones(10)}, ShapeError, "`noise` must be positive"),
         ({"eps": ()}, ConfigError, "`eps` must be positive; got none"),
+        ({"bound_draws": 1}, ConfigError, "`bound_draws` must be a whole number, 2 at least"),
+        ({"predictive_draws": -1}, ConfigError, "`predictive_draws` must be a whole number, 0 at least"),
         ({"steps": 0}, ConfigError, "`steps` must be a whole number, 1 at least; got 0"),
         ({"restarts": 0}, ConfigError, "`restarts` must be a whole number"),
         ({"divergence": "mmd", "draws": 1}, ConfigError, "`draws` must be a whole number, 2 at least"),
