@@ -24,6 +24,7 @@ from simfer.estimators.robust.balls import BALLS, ball
 from simfer.estimators.settings import EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.simulators.prior import Prior
 from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
+from simfer.simulators.spatial_sir import SpatialSIR
 
 SIMULATOR = RobustGaussianLinear()
 GAINS = SIMULATOR.exact_posterior(np.ones((1, 10)))[0][0]
@@ -206,6 +207,21 @@ def test_counts_move_by_whole_numbers_as_far_as_the_ball_lets_them() -> None:
     assert (chosen.norm(delta) <= 1.5).all()
     assert (delta.abs().sum(1) == 2).all()  # two entries by one: a third would leave the ball
     assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_nothing_is_rounded_out_of_an_open_interval(norm: str) -> None:
+    """Shares as close to 0 and 1 as float32 comes, as those of spatial_sir: their logarithms stay finite."""
+    simulator, rng = SpatialSIR(), np.random.default_rng(0)
+    x = simulator.simulate(simulator.prior.sample(20, rng), rng)
+    around, chosen = region(simulator.observables, x), ball(norm)
+    direction = chosen.ascend(torch.randn(20, 900, generator=torch.Generator().manual_seed(0)))
+    for radius in (0.1, 1.0, 3000.0):
+        found = around.settled(around.at(radius * direction), chosen, radius)
+        assert ((found > 0) & (found < 1)).all()
+        assert (found >= around.low).all()
+        assert (found <= around.high).all()
+        assert float(around.length(found - around.x, chosen).max()) <= radius * (1 + 1e-5)
 
 
 def test_a_covariance_with_fixed_entries_is_that_of_the_others() -> None:
