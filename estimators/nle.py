@@ -47,7 +47,8 @@ class NLE(Estimator):
     """A conditional flow over x.
 
     Raises:
-        ConfigError: An embedding, which would change what the density is of; or imputation; or nothing but context.
+        ConfigError: An embedding, which would change what the density is of; imputation; a floor of standard deviations; or
+            nothing but context.
     """
 
     normalised = True
@@ -148,7 +149,7 @@ def require_plain(settings: EstimatorSettings) -> None:
     """Refuse what has no density of x.
 
     Raises:
-        ConfigError: An embedding, or imputation.
+        ConfigError: An embedding, imputation, or a floor of standard deviations.
     """
     if settings.embedding not in (EmbeddingSettings(), EmbeddingSettings(kind="none")):
         raise ConfigError(
@@ -160,6 +161,11 @@ def require_plain(settings: EstimatorSettings) -> None:
         raise ConfigError(
             "`on_invalid` must not be `impute` with method `nle`, which would take the means put in for missing entries "
             "for data: use `mask`, or method `npe` or `nre`"
+        )
+    if settings.sd_floor:
+        raise ConfigError(
+            "`sd_floor` must be left out with method `nle`, which learns a density of x and would take entries far below it "
+            "for constant: use `npe` or `nre`"
         )
 
 

@@ -1,12 +1,15 @@
 r"""From x as simulated to features: a function per observable, then standardisation; both live in the model.
 
-What the network needs is thus in the weights: whoever loads a model gives x in its own units. Computed in float64:
+What the network needs is thus in the weights: whoever loads a model gives x in its own units. Computed in float64, with m
+and sd those of T(x) over the training rows:
 
-.. math:: f = \mathrm{soft}\!\left(\frac{T(x) - m}{s}\right), \qquad
+.. math:: f = \mathrm{soft}\!\left(\frac{T(x) - m}{\max(\mathrm{sd}, \mathrm{floor})}\right), \qquad
     \mathrm{soft}(f) = \mathrm{sign}(f) \, (10 + \log(1 + |f| - 10)) \text{ where } |f| > 10
 
-so that an observation far beyond the training rows still gives a finite feature. Entries that share their statistics, and
-members of a set that are absent, are the business of `structure`; the functions T that of `transforms`.
+so that an observation far beyond the training rows still gives a finite feature. A floor, as Gloeckler, Deistler & Macke
+(2023), https://arxiv.org/abs/2305.14984, use it, keeps entries that hardly vary from being blown up. Entries that share
+their statistics, and members of a set that are absent, are the business of `structure`; the functions T that of
+`transforms`.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def build_preprocess(observables: Variables, settings: EstimatorSettings) -> Pre
     return Preprocess(
         observables,
         settings.transforms,
+        sd_floor=settings.sd_floor,
         whiten=settings.whiten,
         impute=settings.impute,
         scaling=scaling(settings.embedding, observables),
@@ -73,6 +77,7 @@ class Preprocess(nn.Module):
     Args:
         observables: What x consists of.
         transforms: Observable → function; where not given, chosen from the training rows (`transforms.choose`).
+        sd_floor: What entries are divided by whose standard deviation is smaller.
         whiten: Whether features are rotated to their principal axes, each scaled to unit variance.
         impute: Whether entries that are not finite become 0, the mean, instead of going on as NaN.
         scaling: Observable → what is alike in it; where not given, nothing is.
@@ -93,6 +98,7 @@ class Preprocess(nn.Module):
         observables: Variables,
         transforms: Mapping[str, XTransform],
         *,
+        sd_floor: float = 0.0,
         whiten: bool = False,
         impute: bool = False,
         scaling: Mapping[str, Scaling] | None = None,
@@ -108,7 +114,7 @@ class Preprocess(nn.Module):
         self._free = set(observables.names) - set(declared)
         for name in transforms:
             _require_transform(name, observables, self.transforms)
-        self.whiten, self.impute = whiten, impute
+        self.sd_floor, self.whiten, self.impute = sd_floor, whiten, impute
         size = observables.size
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("sd", torch.ones(size, dtype=torch.float64))
@@ -191,7 +197,7 @@ class Preprocess(nn.Module):
                 bad[variable.name] += self._outside(variable, x)
         self._check_finite(bad, rows)
         mean, sd = _shared(moments, self._groups())
-        sd = torch.where(sd > 1e-7 * mean.abs(), sd, 1.0)
+        sd = torch.where(sd > 1e-7 * mean.abs(), sd.clamp(min=self.sd_floor), self.sd_floor or 1.0)
         self.mean.copy_(torch.where(self._is_mask(), 0.0, mean))
         self.sd.copy_(torch.where(self._is_mask(), 1.0, sd))
 

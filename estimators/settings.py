@@ -310,6 +310,8 @@ class DensitySettings(Settings):
         transforms: Observable → function applied before standardisation; ``rank`` makes every entry normal. ``auto``, also
             where nothing is given, chooses from the data: ``sqrt`` for counts and ``identity`` for the rest, unless they
             are far from normal and another function brings them much nearer.
+        sd_floor: Standardisation divides entries of x by this where their standard deviation, after the transform, is
+            smaller (npe, fmpe, nre).
         whiten: Rotate the standardised x to its principal axes and scale those to unit variance: brings out what little
             tells neighbouring entries apart where they are nearly the same, as in smooth time series.
         ensemble: How many members, different in their initial weights alone, are trained in one pass and mixed.
@@ -323,6 +325,7 @@ class DensitySettings(Settings):
     field: FieldSettings = FieldSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     transforms: dict[str, XTransform] = Field(default_factory=dict)
+    sd_floor: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     whiten: bool = False
     ensemble: PositiveInt = 1
     ratio: RatioSettings = RatioSettings()

@@ -196,7 +196,7 @@ def attack(
         evaluation: Draws for the divergences that are reported.
         coverage_draws: Draws for each rank.
         bound_draws: Draws for each local bound.
-        simulator: With it data are simulated from clean and attacked posteriors of the first hundred observations.
+        simulator: With it data are simulated from clean and attacked posteriors of the first 25 observations.
         predictive_draws: So many for each; 0 for none.
         protection: Against simulations that fail.
         seed: Of starts and draws.

@@ -49,7 +49,7 @@ class Attack:
         steps: Of the search.
         restarts: Of the search.
         observations: How many of the held-out pairs are attacked.
-        predictive_draws: So many simulations from the posterior of each of the first hundred, clean and for every size; 0 for none.
+        predictive_draws: So many simulations from the posterior of each of the first 25, clean and for every size; 0 for none.
         most: Nats that the median observation may be moved by the smallest perturbation.
         alpha: A posterior for which the median is just that fails this often.
     """

@@ -25,7 +25,7 @@ from ...simulators.base import Simulator, context_of
 from ...simulators.block import BlockSimulator, Protection
 from .region import Region
 
-_OBSERVATIONS = 100  # the first ones: simulators may be slow
+_OBSERVATIONS = 25  # the first ones: simulators may be slow
 
 
 @dataclass(frozen=True, slots=True)

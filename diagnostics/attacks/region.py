@@ -69,10 +69,14 @@ class Region:
         return {v.name: part.reshape(-1, *v.shape) for v, part in zip(self.observables, parts, strict=True)}
 
     def settled(self, x: Float[Tensor, "rows entry"], ball: Ball, radius: float) -> Float[Tensor, "rows entry"]:
-        """A perturbed observation as it may be: in the ball, which clipping may have left, and counts whole."""
+        """A perturbed observation as it may be: in the ball, which clipping may have left, and counts whole.
+
+        Clipped anew, for sums are rounded: an entry next to 0 may come out as 0. No further than to x, which may lie outside.
+        """
         delta = x - self.x
         delta = delta * (radius / self.length(delta, ball).clamp(min=radius))
-        return self.x + (self._whole(delta, ball, radius) if self.integer.any() else delta)
+        moved = self.x + (self._whole(delta, ball, radius) if self.integer.any() else delta)
+        return moved.clamp(torch.minimum(self.low, self.x), torch.maximum(self.high, self.x))
 
     def length(self, delta: Float[Tensor, "rows entry"], ball: Ball) -> Float[Tensor, "rows 1"]:
         """The norm of u, of a perturbation."""

@@ -26,6 +26,7 @@ from simfer.estimators.robust.information import linear_gaussian_bound, local_bo
 from simfer.estimators.settings import EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.simulators.prior import Prior
 from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
+from simfer.simulators.spatial_sir import SpatialSIR
 
 SIMULATOR = RobustGaussianLinear()
 GAINS = SIMULATOR.exact_posterior(np.ones((1, 10)))[0][0]
@@ -221,25 +222,25 @@ def test_what_a_density_does_not_look_at_adds_nothing_to_the_bound() -> None:
 
 def test_predicted_data_lie_as_far_from_the_observation_as_they_must(knowing: DirectPosterior) -> None:
     """x' | x~ ~ N(x~ / (1 + c²), s² I) with s² = c² / (1 + c²) + c²: distances are noncentral chi of each observation's c."""
-    draws, (_, x) = 400, precise_rows(60)
+    draws, (_, x) = 400, precise_rows(25)
     found = attack(knowing, x, (0.5, 2.0), simulator=Precise(0.3), predictive_draws=draws, steps=20, clip=False)
     variance = x["c"] ** 2
     spread = np.sqrt(variance / (1 + variance) + variance)
-    assert found.predictive.shape == (3, 60)
+    assert found.predictive.shape == (3, 25)
     for seen, distance in zip((found.x, *found.attacked), found.predictive, strict=True):
         off = np.linalg.norm(seen[:, :2] / (1 + variance[:, None]) - x["x"], axis=1)
         law = scipy.stats.ncx2(2, (off / spread) ** 2)
         median = np.sqrt(law.median())
         error = 1 / (2 * 2 * median * law.pdf(median**2) * np.sqrt(0.7 * draws))
         scores = (distance / spread - median) / error
-        assert abs(scores.mean()) < 4 / np.sqrt(60)
+        assert abs(scores.mean()) < 4 / np.sqrt(25)
         assert np.abs(scores).max() < 4.5
 
 
 def test_predicted_data_move_away_under_attack_and_not_under_an_attack_of_nothing(posterior: DirectPosterior) -> None:
     x = pairs(120)[1]
     found = attack(posterior, x, (1e-3, 0.5, 2.0), simulator=SIMULATOR, steps=40, predictive_draws=20)
-    assert found.predictive.shape == (4, 100)  # of the first hundred
+    assert found.predictive.shape == (4, 25)  # of the first ones
     clean, *attacked = found.distance()
     assert attacked[0] == pytest.approx(clean, rel=0.01)
     assert 1.2 * clean < attacked[1] < attacked[2]
@@ -383,6 +384,21 @@ def test_counts_move_by_whole_numbers_as_far_as_the_ball_lets_them() -> None:
     assert (chosen.norm(delta) <= 1.5).all()
     assert (delta.abs().sum(1) == 2).all()  # two entries by one: a third would leave the ball
     assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_nothing_is_rounded_out_of_an_open_interval(norm: str) -> None:
+    """Shares as close to 0 and 1 as float32 comes, as those of spatial_sir: their logarithms stay finite."""
+    simulator, rng = SpatialSIR(), np.random.default_rng(0)
+    x = simulator.simulate(simulator.prior.sample(20, rng), rng)
+    around, chosen = region(simulator.observables, x), ball(norm)
+    direction = chosen.ascend(torch.randn(20, 900, generator=torch.Generator().manual_seed(0)))
+    for radius in (0.1, 1.0, 3000.0):
+        found = around.settled(around.at(radius * direction), chosen, radius)
+        assert ((found > 0) & (found < 1)).all()
+        assert (found >= around.low).all()
+        assert (found <= around.high).all()
+        assert float(around.length(found - around.x, chosen).max()) <= radius * (1 + 1e-5)
 
 
 def test_a_covariance_with_fixed_entries_is_that_of_the_others() -> None:

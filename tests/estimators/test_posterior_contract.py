@@ -35,6 +35,9 @@ SETTINGS = {
     "maf, scale of the rows": EstimatorSettings(
         flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL, scale="rows"
     ),
+    "maf, floor": EstimatorSettings(
+        flow=FlowSettings(kind="maf", transforms=2, hidden=(16, 16)), embedding=SMALL, sd_floor=2.0
+    ),
     "nsf, no embedding": EstimatorSettings(
         flow=FlowSettings(transforms=1, hidden=(16,)), embedding=EmbeddingSettings(kind="none")
     ),
@@ -136,6 +139,7 @@ def test_save_and_load_change_nothing(model: Model, x: dict[str, np.ndarray], tm
     assert torch.equal(loaded.posterior.sample_batched((20,), x, seed=0), draws)
     assert torch.equal(loaded.posterior.log_prob_batched(draws, x), model.posterior.log_prob_batched(draws, x))
     assert loaded.facts == model.facts
+    assert loaded.estimator.settings == model.estimator.settings
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -141,6 +141,41 @@ def test_a_constant_entry_becomes_zero() -> None:
     assert preprocess(x)[:, 1].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("name", ["identity", "log"])
+def test_a_floor_divides_what_varies_less_and_leaves_the_rest(name: XTransform) -> None:
+    """In units of the transform; a constant entry varies less than any floor."""
+    x = skewed()[:, None] * torch.tensor([0.01, 0.1, 1.0]) + 0.5
+    x = torch.cat([x, torch.full((len(x), 1), 7.0)], 1)
+    plain, floored = fitted(x, name), fitted(x, name, sd_floor=0.05)
+    varies = plain.sd.where(torch.tensor([True, True, True, False]), 0)
+    assert (varies < 0.05).tolist() == [True, True, False, True]
+    assert torch.equal(floored.sd, varies.clamp(min=0.05))
+    assert torch.equal(floored.mean, plain.mean)
+    assert torch.equal(floored({"y": x})[:, 2], plain({"y": x})[:, 2])
+    standardised = floored({"y": x}).std(0, correction=0)
+    torch.testing.assert_close(standardised[:2], (varies[:2] / 0.05).float(), rtol=1e-4, atol=0)
+    off = fitted(x[:, 3:], sd_floor=0.05)({"y": torch.tensor([[7.1]])})
+    assert off.item() == pytest.approx(2.0, rel=1e-4)
+
+
+def test_a_floor_is_of_what_entries_share() -> None:
+    """A channel is divided by the floor when all of it varies little, not where one member does."""
+    scales = torch.tensor([[1.0, 1e-3], [1e-3, 1e-3], [1.0, 1e-3]])
+    x = scales * torch.randn(200, 3, 2, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess(
+        Variables([Variable("y", (3, 2))]), {}, sd_floor=0.05, scaling={"y": Scaling("channel", channel_axis=1)}
+    )
+    preprocess.fit({"y": x})
+    assert preprocess.sd.reshape(3, 2)[:, 1].tolist() == [0.05] * 3
+    assert preprocess.sd.reshape(3, 2)[:, 0].min() > 0.7
+
+
+@pytest.mark.parametrize("floor", [-0.1, math.inf, math.nan])
+def test_a_floor_is_finite_and_not_negative(floor: float) -> None:
+    with pytest.raises(ValueError, match="sd_floor"):
+        EstimatorSettings(sd_floor=floor)
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("whiten", [False, True])
 def test_constant_copied_and_collinear_columns_and_one_row_are_finite(name: str, whiten: bool) -> None:

@@ -100,6 +100,7 @@ def test_a_run_with_a_ratio_and_rows_that_fail(tmp_path: Path) -> None:
     ("parts", "match"),
     [
         ({"train": {"embedding": {"features": 3}}}, "`embedding` must be left out with method `nle`"),
+        ({"train": {"sd_floor": 0.05}}, "`sd_floor` must be left out with method `nle`"),
         ({"simulate": {"on_invalid": "impute"}}, "`on_invalid` must not be `impute` with method `nle`"),
         ({"train": {"method": "npe"}}, "only methods `nle` and `nre` sample by Markov chains, not `npe`"),
         ({"train": {"method": "npe"}, "observation": "many"}, "must be one observation; got 4: only methods `nle`"),
