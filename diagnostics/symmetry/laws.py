@@ -41,17 +41,12 @@ def theta_laws(pairs: Pairs) -> Finding:
 def x_laws(pairs: Pairs, shared: SharedNoise) -> Finding:
     """The laws of a group acting on x, approximately where data are resampled; of the signal alone where noise drops out."""
     g, h, group = pairs.g, pairs.h, pairs.symmetry.group
-    signal = shared.without_noise(shared.x, shared.partner)
-    unit = spread(shared.x)
-
-    def apart(once: Tensor, then: Tensor, wanted: Tensor | None) -> float:
-        return rms(minus(_signal(pairs, shared, once, then), _wanted(pairs, shared, wanted, signal)), unit)
-
-    identity = group.identity(len(g))
+    identity, unit = group.identity(len(g)), spread(shared.x)
+    kept = _moved(pairs, shared)
     errors = {
-        "identity": apart(identity, identity, None),
-        "inverse": apart(g, group.inverse(g), None),
-        "composition": apart(g, h, group.compose(h, g)),
+        "identity": rms(minus(_moved(pairs, shared, identity), kept), unit),
+        "inverse": rms(minus(_moved(pairs, shared, g, group.inverse(g)), kept), unit),
+        "composition": rms(minus(_moved(pairs, shared, g, h), _moved(pairs, shared, group.compose(h, g))), unit),
     }
     text = f"{_listed(errors)} of the spread of x (rms)"
     what = "x, noise included," if shared.kind == "other" else "x"
@@ -61,7 +56,7 @@ def x_laws(pairs: Pairs, shared: SharedNoise) -> Finding:
         return Finding(
             "x", "not tested", f"the noise cannot be told from x, and with it the laws hold up to: {text}", errors
         )
-    advice = "T_g T_h must be T_gh, with T_g for the inverse undone: mend `act_x`, or data that leave their window."
+    advice = "T_g T_h must be T_gh, and the inverse must undo T_g: mend `act_x` of the symmetry."
     return Finding("x", "fail", f"no action of the group on x: {text}", errors, advice)
 
 
@@ -87,15 +82,12 @@ def determinants(pairs: Pairs, shared: SharedNoise) -> Finding:
     return Finding("volume", "fail", f"log-determinants are off by {_listed(errors)}{left}", errors, advice)
 
 
-def _signal(pairs: Pairs, shared: SharedNoise, once: Tensor, then: Tensor) -> Data:
-    """x after two moves."""
-    return shared.without_noise(*(pairs.act(then, pairs.act(once, x)) for x in (shared.x, shared.partner)))
-
-
-def _wanted(pairs: Pairs, shared: SharedNoise, element: Tensor | None, signal: Data) -> Data:
-    if element is None:
-        return signal
-    return shared.without_noise(*(pairs.act(element, x) for x in (shared.x, shared.partner)))
+def _moved(pairs: Pairs, shared: SharedNoise, *elements: Tensor) -> Data:
+    """x moved by one element after the other, without noise where that can be."""
+    x, partner = shared.x, shared.partner
+    for element in elements:
+        x, partner = pairs.act(element, x), pairs.act(element, partner)
+    return shared.without_noise(x, partner)
 
 
 def _apart(
