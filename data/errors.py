@@ -70,6 +70,10 @@ class UnsupportedError(SimferError, NotImplementedError):
     """A method that this density cannot have."""
 
 
+class SymmetryError(SimferError, ValueError):
+    """A symmetry that does not fit the prior or the observables."""
+
+
 class ModelFormatError(SimferError, ValueError):
     """A model folder that this version cannot read."""
 

@@ -1,11 +1,14 @@
-"""The command line. Exit codes: 0 done, 1 a bug, 2 bad input, 3 a check failed under ``--strict``, 130 interrupted."""
+"""The command line.
+
+Exit codes: 0 done, 1 a bug (or of ``check-symmetry``: no), 2 bad input, 3 a check failed under ``--strict``, 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import errno
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from .folder import RunFolder
     from .job import Job
 
-BAD_INPUT, CHECK_FAILED, INTERRUPTED = 2, 3, 130
+NOT_SYMMETRIC, BAD_INPUT, CHECK_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     name="simfer",
@@ -189,6 +192,24 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A simulator, 
     show_one(name)
 
 
+@app.command("check-symmetry")
+def check_symmetry(
+    simulator: Annotated[
+        str, typer.Argument(metavar="SIMULATOR", help="A name, module:Class, file.py:Class, or a YAML file.")
+    ],
+    rows: Annotated[int, typer.Option("--rows", min=100, help="How many parameters are moved.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of parameters and noise.")] = 0,
+) -> None:
+    """Test the symmetry that a simulator declares; exit with 1 where it does not hold."""
+    from ..diagnostics.symmetry import check_symmetry
+    from .tables import show_symmetry
+
+    found = check_symmetry(**_forward(simulator), rows=rows, seed=seed)
+    show_symmetry(found)
+    if not found.passed:
+        sys.exit(NOT_SYMMETRIC)
+
+
 new = typer.Typer(help="Write the skeleton of a plugin.", no_args_is_help=True)
 app.add_typer(new, name="new")
 
@@ -268,6 +289,16 @@ def _job(config: str, sets: list[str] | None, workdir: Path | None) -> tuple[Job
     override_all(source, sets or [])
     job = make_job(source)
     return job, workdir_of(job, workdir)
+
+
+def _forward(simulator: str) -> dict[str, Any]:
+    """The forward model of a name, or of a configuration with its prior and context."""
+    from ..simulators.campaign import Reference
+
+    if not simulator.endswith((".yaml", ".yml")):
+        return {"simulator": Reference(simulator).load()}
+    job, _ = _job(simulator, None, None)
+    return {"simulator": job.simulator, "prior": job.prior, "context": job.context}
 
 
 def _execute(config: str, stages: list[str], sets: list[str] | None, workdir: Path | None, strict: bool) -> None:

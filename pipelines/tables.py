@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..data import registry
@@ -18,8 +19,9 @@ from ..data.errors import MissingFileError, SimferError, SimulatorError, Unknown
 from ..data.layout import Block
 from ..data.store import SimulationStore
 from ..data.variables import Arrays
+from ..diagnostics.symmetry.result import SymmetryCheck
 from ..estimators.schedule import budget
-from ..simulators.base import Simulator
+from ..simulators.base import HasSymmetry, Simulator
 from ..simulators.block import BlockSimulator, Draw
 from ..simulators.campaign import Reference
 from ..simulators.entries import arguments_text
@@ -55,6 +57,17 @@ def show_outcome(folder: RunFolder) -> None:
     split = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     console.print(f"Time: {split}", highlight=False)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def show_symmetry(found: SymmetryCheck) -> None:
+    """Every question with its answer, what to do about those that failed, and the verdict."""
+    colours = {"pass": "green", "fail": "red", "not tested": "yellow"}
+    rows = [(f.name, f"[{colours[f.verdict]}]{f.verdict}[/]", escape(f.finding)) for f in found.findings]
+    _table(f"Symmetry of {found.simulator}", ("question", "verdict", "finding"), rows)
+    for f in found.findings:
+        if f.verdict == "fail":
+            console.print(f"{f.name}: {f.advice}", markup=False, highlight=False)
+    console.print(found.verdict, markup=False, highlight=False)
 
 
 def failed_checks(folder: RunFolder) -> list[str]:
@@ -158,6 +171,8 @@ def _show_simulator(simulator: Simulator) -> None:
     _table("Observables", ("name", "shape", "dtype", "units"), observables)
     shipped = ", ".join(getattr(simulator, "observations", {})) or "none"
     console.print(f"Observations shipped: {shipped}", highlight=False)
+    if isinstance(simulator, HasSymmetry):
+        console.print(f"Symmetry declared: {simulator.symmetry}", markup=False, highlight=False)
 
 
 def _why(step: Step) -> str:

@@ -26,7 +26,7 @@ class Simulator(Protocol):
     A simulator may have, besides: ``observations``, a mapping from a name to shipped data in the form of one row of
     ``x``; ``version``, a string; ``operational``, names of arguments that
     cannot change x, such as a time limit; ``per_row``, that it takes one row at a time; ``retries``; whatever arguments it was made with as plain attributes; and what the protocols
-    `HasLikelihood`, `HasContext`, `HasBaseNumbers` and `HasGroups` describe.
+    `HasLikelihood`, `HasContext`, `HasBaseNumbers`, `HasGroups` and `HasSymmetry` describe.
     """
 
     prior: Prior
@@ -107,6 +107,18 @@ class HasGroups(Protocol):
     """A simulator of which ``group_size`` rows in turn share one theta, as galaxies of one universe do."""
 
     group_size: int
+
+
+@runtime_checkable
+class HasSymmetry(Protocol):
+    """A simulator under which moved parameters give moved data.
+
+    Attributes:
+        symmetry: Name of a component → what `simfer.simulators.symmetry` declares of it; or an object that fulfils
+            `simfer.estimators.symmetry.base.Symmetry`. ``simfer check-symmetry`` tests it.
+    """
+
+    symmetry: Any
 
 
 def context_of(simulator: Simulator) -> ContextPrior | None:

@@ -11,12 +11,15 @@ far from the edges of the window.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import scipy.stats
 from torch.distributions import Uniform
 
 from ..data.variables import Variable, Variables
 from .prior import Prior
+from .symmetry import Declaration, Shift
 
 BIN = 0.05
 _TIMES = BIN * np.arange(200)
@@ -34,6 +37,9 @@ class DampedOscillator:
         labels={"omega0": r"$\omega_0$", "beta": r"$\beta$", "tau": r"$\tau$"},
     )
     observables = Variables([Variable("x", (200,), dims=("time",))])
+    symmetry: ClassVar[dict[str, Declaration]] = {
+        "time": Shift(by="tau", of="x", along="time", spacing=BIN, origin=2.0)
+    }
 
     def __init__(self, noise: float = 0.02) -> None:
         self.noise = noise

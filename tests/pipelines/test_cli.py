@@ -162,3 +162,42 @@ def test_schema_is_json_schema(simfer_cli: Any) -> None:
     code, out, _ = simfer_cli("schema")
     assert code == 0
     assert "simulator" in json.loads(out)["properties"]
+
+
+NOT_SYMMETRIC = """
+from simfer.simulators.damped_oscillator import DampedOscillator
+from simfer.simulators.symmetry import Shift
+
+class Wrong(DampedOscillator):
+    symmetry = {"time": Shift(by="tau", of="x", along="time", spacing=-0.05)}
+
+class Misspelt(DampedOscillator):
+    symmetry = {"time": Shift(by="tua", of="x", along="time", spacing=0.05)}
+"""
+
+
+def test_a_symmetry_is_checked_by_name_by_file_and_by_configuration(simfer_cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NOT_SYMMETRIC)
+    (tmp_path / "mine.yaml").write_text(
+        "simulator: damped_oscillator\nprior: {tau: {dist: Normal, loc: 4, scale: 0.3}}\n"
+    )
+    code, out, _ = simfer_cli("check-symmetry", "damped_oscillator", "--rows", "200")
+    assert code == 0
+    assert "DampedOscillator is symmetric under moving tau" in out
+    code, out, _ = simfer_cli("check-symmetry", "mine.py:Wrong")
+    assert code == 1
+    assert "not symmetric under moving tau" in out
+    code, out, _ = simfer_cli("check-symmetry", "mine.yaml")
+    assert code == 1
+    assert "the prior prefers some poses" in " ".join(out.split())
+    code, _, err = simfer_cli("check-symmetry", "mine.py:Misspelt")
+    assert code == 2
+    assert "no parameter `tua`; did you mean `tau`?" in err
+
+
+def test_a_simulator_without_symmetry_says_how_to_declare_one(simfer_cli: Any) -> None:
+    code, _, err = simfer_cli("check-symmetry", "two_moons")
+    assert code == 2
+    assert err.startswith("simfer: `TwoMoons` declares no symmetry: give it an attribute")
+    assert simfer_cli("check-symmetry", "two_mons")[2].startswith("simfer: unknown simulator `two_mons`; did you mean")
+    assert "Symmetry declared: {'time': Shift(" in simfer_cli("show", "damped_oscillator")[1]

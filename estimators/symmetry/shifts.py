@@ -1,0 +1,55 @@
+r"""Shifts of sampled signals by any number of bins, by the phase of their Fourier transform.
+
+.. math:: \widehat{(T_a x)}_k = e^{-2 \pi i k a / N}\, \hat x_k
+
+The signal is taken as periodic: what leaves at one end comes in at the other. Whole bins are `torch.roll`. For even N the
+Nyquist frequency of a real signal has no phase: there the factor is :math:`(-1)^{\mathrm{round}(|a|)}`, so that :math:`T_a` is
+orthogonal, white noise stays white, and :math:`T_{-a} T_a = 1`; :math:`T_a T_b = T_{a + b}` holds in all other frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftSignal:
+    """Shifts an observable along one axis.
+
+    Args:
+        axis: Counted with the rows as axis 0.
+        spacing: Of neighbouring entries, in the units of the group.
+    """
+
+    axis: int
+    spacing: float
+
+    def __call__(
+        self, g: Float[Tensor, "rows element"], x: Float[Tensor, "rows *shape"]
+    ) -> Float[Tensor, "rows *shape"]:
+        bins = (g[:, 0] / self.spacing).reshape(-1, *[1] * (x.ndim - 1))
+        return shifted(x, bins, self.axis)
+
+    def log_det(self, g: Float[Tensor, "rows element"], x: Float[Tensor, "rows *shape"]) -> Float[Tensor, "rows"]:
+        return torch.zeros_like(g[:, 0])
+
+
+def shifted(x: Float[Tensor, "*shape"], bins: Float[Tensor, "..."], axis: int) -> Float[Tensor, "*shape"]:
+    """x shifted along an axis, by as many bins as ``bins`` says, which has length 1 along that axis."""
+    size = x.shape[axis]
+    spectrum = torch.fft.rfft(x, dim=axis)
+    return torch.fft.irfft(spectrum * _phase(bins.to(x.device), size, x.ndim, axis).to(spectrum), n=size, dim=axis)
+
+
+def _phase(bins: Float[Tensor, "..."], size: int, ndim: int, axis: int) -> Shaped[Tensor, "..."]:
+    frequency = torch.arange(size // 2 + 1, device=bins.device, dtype=bins.dtype)
+    frequency = frequency.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])
+    angle = -2 * math.pi / size * (frequency * bins)
+    phase = torch.polar(torch.ones_like(angle), angle)
+    sign = 1 - 2 * (bins.abs().round() % 2)
+    return torch.where(frequency * 2 == size, sign, phase)
