@@ -74,6 +74,15 @@ class Estimator(nn.Module, ABC):
         """The objective of each row for every member: the sum of their means is what training minimises."""
         return self.loss(batch)[None]
 
+    @property
+    def core(self) -> Estimator:
+        """The estimator whose density terms of the objective are about; this one, unless it learns from moved rows."""
+        return self
+
+    def for_core(self, batch: Batch) -> Batch:
+        """Rows as the core sees them."""
+        return batch
+
     def take_better(self, best: dict[str, Tensor], now: dict[str, Tensor], better: Sequence[bool]) -> dict[str, Tensor]:
         """The best state so far: that of ``now`` for the members whose validation loss is ``better`` than ever before."""
         return now if better[0] else best

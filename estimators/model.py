@@ -31,6 +31,7 @@ from .likelihood_ensemble import LikelihoodEnsemble
 from .members import member_seeds
 from .potential import LikelihoodEstimator
 from .settings import EstimatorSettings
+from .symmetry.gnpe import GNPE
 
 _RANGE = "range:"  # before the names of the training data's ranges in the file of weights
 
@@ -98,6 +99,8 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
     known = registry.names("estimators")
     if settings.method not in known:
         raise UnknownNameError(f"unknown estimator `{settings.method}`; {did_you_mean(settings.method, known)}")
+    if settings.symmetry:
+        return GNPE(prior, observables, settings, build_estimator, seed)
     if settings.ensemble > 1:
         alone = settings.model_copy(update={"ensemble": 1})
         seeds = member_seeds(seed, settings.ensemble)

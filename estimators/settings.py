@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     field_serializer,
@@ -23,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from ..data.errors import did_you_mean
+from ..simulators.symmetry import from_json, to_json
 
 LIKELIHOODS = ("nle", "nre")  # methods whose posterior needs Markov chains, and takes many observations
 
@@ -299,6 +302,28 @@ class SamplerSettings(Settings):
         return self
 
 
+class SymmetrySettings(Settings):
+    """Equivariance by pose standardisation (GNPE); see `symmetry.gnpe`.
+
+    Attributes:
+        kernel: How far poses are blurred: one width, or component → width, in the units of the parameter; radians for angles,
+            of the logarithm for factors. About the posterior's width, or two to three times that.
+        law: ``normal``, the width its standard deviation, or ``uniform``, the width half of its range.
+        exact: Whether the network is not told where it looks from; or the components of which it is not. Right where data and
+            prior are symmetric.
+        iterations: Steps of the Gibbs chains; ``auto`` until they have forgotten where they began.
+        most: Of ``auto``.
+        declared: Component → what the simulator declares; taken from there.
+    """
+
+    kernel: PositiveFloat | dict[str, PositiveFloat | list[PositiveFloat]]
+    law: Literal["normal", "uniform"] = "normal"
+    exact: bool | tuple[str, ...] = True
+    iterations: PositiveInt | Literal["auto"] = "auto"
+    most: int = Field(default=300, ge=10)
+    declared: Annotated[Any, BeforeValidator(from_json), PlainSerializer(to_json)] = None
+
+
 class DensitySettings(Settings):
     """What an estimator is built from.
 
@@ -318,6 +343,7 @@ class DensitySettings(Settings):
         ratio: The classifier (nre).
         scale: What theta is measured in: ``prior``, the prior's own width; ``rows``, the spread of the training rows along
             their principal axes, for rows that fill little of the prior, as those of rounds after the first do.
+        symmetry: Learn relative to a blurred pose (npe, fmpe), of a simulator that declares a symmetry.
     """
 
     method: str = "npe"
@@ -330,6 +356,7 @@ class DensitySettings(Settings):
     ensemble: PositiveInt = 1
     ratio: RatioSettings = RatioSettings()
     scale: Literal["prior", "rows"] = "prior"
+    symmetry: SymmetrySettings | None = None
 
     @model_validator(mode="after")
     def _scale_is_known(self) -> DensitySettings:
@@ -337,6 +364,12 @@ class DensitySettings(Settings):
             raise ValueError(
                 f"`scale: rows` needs `method: npe`; `{self.method}` measures theta by the prior: leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _symmetry_is_of_a_density_of_theta(self) -> DensitySettings:
+        if self.symmetry and self.method in LIKELIHOODS:
+            raise ValueError(f"`symmetry` needs `method: npe` or `fmpe`; `{self.method}` has no poses to take out")
         return self
 
 

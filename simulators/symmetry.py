@@ -6,7 +6,11 @@ parameters are distributed as moved data. `simfer.estimators.symmetry` makes the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..data.errors import SymmetryError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +156,41 @@ class PlaneMotionOfPoints:
 
 
 Declaration = Shift | Scale | MoveImage | RotateImage | PlaneMotion | MovePoints | RotatePoints | PlaneMotionOfPoints
+
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (Shift, Scale, MoveImage, RotateImage, PlaneMotion, MovePoints, RotatePoints, PlaneMotionOfPoints)
+}
+
+
+def to_json(declared: Any) -> Any:
+    """Component → the declaration's arguments, with its name as ``kind``; of a symmetry of the user's own its name."""
+    if declared is None or isinstance(declared, str):
+        return declared
+    if not isinstance(declared, Mapping):
+        return f"{type(declared).__module__}:{type(declared).__qualname__}"
+    return {name: {"kind": type(one).__name__, **asdict(one)} for name, one in declared.items()}
+
+
+def from_json(described: Any) -> Any:
+    """What `to_json` wrote; declarations, and what is no mapping, are handed through.
+
+    Raises:
+        SymmetryError: No such kind of declaration, or arguments that it does not take.
+    """
+    if not isinstance(described, Mapping):
+        return described
+    return {name: _declaration(one) for name, one in described.items()}
+
+
+def _declaration(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    kind = arguments.pop("kind", None)
+    if kind not in _KINDS:
+        raise SymmetryError(f"`kind` of a symmetry: no `{kind}`; {did_you_mean(str(kind), _KINDS)}")
+    try:
+        return _KINDS[kind](**arguments)
+    except TypeError as error:
+        raise SymmetryError(f"`symmetry`, {kind}: {error}") from error

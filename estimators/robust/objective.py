@@ -52,8 +52,8 @@ class Objective:
         if s.adversarial:
             self.changes.append(Adversarial(s.adversarial, space, seed))
         if s.trades:
-            self.terms.append(Trades(s.trades, estimator, space, seed))
-        self.fisher = FisherPenalty(s.fisher, estimator, seed) if s.fisher else None
+            self.terms.append(Trades(s.trades, estimator.core, space, seed))
+        self.fisher = FisherPenalty(s.fisher, estimator.core, seed) if s.fisher else None
         if self.fisher:
             self.terms.append(self.fisher)
 
@@ -70,13 +70,14 @@ class Objective:
 
     def added(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"] | float:
         """What the terms add in a step of training."""
-        found = (term(estimator, batch, step) for term in self.terms)
+        found = (term(estimator.core, estimator.for_core(batch), step) for term in self.terms)
         return sum((extra for extra in found if extra is not None), 0.0)
 
     def validate(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
         """The validation loss of each member."""
         losses = self.losses(estimator, batch, step).mean(1).float()
-        return sum((term.validate(estimator, batch, step) for term in self.terms), losses)
+        found = (term.validate(estimator.core, estimator.for_core(batch), step) for term in self.terms)
+        return sum(found, losses)
 
     def state_dict(self) -> dict[str, Any]:
         """What a training must have to go on as if it had not been interrupted."""
@@ -90,4 +91,5 @@ class Objective:
 
     def finish(self, estimator: Estimator, held_out: Iterable[Batch]) -> dict[str, Any]:
         """What is to be known of the trained estimator."""
-        return {"fisher": self.fisher.finish(estimator, held_out)} if self.fisher else {}
+        rows = map(estimator.for_core, held_out)
+        return {"fisher": self.fisher.finish(estimator.core, rows)} if self.fisher else {}

@@ -1,0 +1,228 @@
+r"""The posterior of a group-equivariant network: draws by Gibbs chains, and the density that these lose, recovered.
+
+The chains (`gibbs`) leave poses :math:`g_i`. Blurred by the kernel they are draws of the proxy's posterior, whose density is their
+mixture, and one step from there is a draw of theta with a density that is known:
+
+.. math:: q(\hat g | x) = \frac1n \sum_i \kappa(g_i^{-1} \hat g), \qquad
+    q(\theta, \hat g | x) = q(\hat g | x)\, q(\theta | x, \hat g), \qquad
+    q(\theta | x) = \mathbb{E}_{\hat g \sim \kappa(\cdot | \theta)} \frac{q(\hat g | x)\, q(\theta | x, \hat g)}{\kappa(\hat g | \theta)}.
+
+For a network that has learned the posterior the fraction is the same for every proxy. Weighted by prior, likelihood and
+:math:`\kappa(\hat g | \theta)` draws of the joint law are exact importance samples, whatever the network is worth: dividing by the
+fraction is dividing by :math:`q(\theta, \hat g | x) / \kappa(\hat g | \theta)`. Dax et al. (ICLR 2022),
+https://arxiv.org/abs/2111.13139; Dax et al. (2023), https://arxiv.org/abs/2210.05686, who train a flow on proxies for
+each observation where here their own mixture serves: it needs no training and is the same for many observations at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from ...data.errors import ShapeError, UnsupportedError
+from ..base import Posterior, XLike, seeded
+from .gibbs import Convergence, run_chains
+from .gnpe import GNPE
+
+_ENTRIES_AT_ONCE = 2**23  # of x, in one pass: what memory holds
+_PAIRS_AT_ONCE = 2**22  # of proxies and components
+_LEAST_CHAINS = 64  # of each observation, to see how they fare
+_COMPONENTS = 1000  # of the mixture of proxies
+_PROXIES = 16  # of each theta, for its density
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxies:
+    """The law of the proxies of some observations.
+
+    Attributes:
+        key: The observations.
+        poses: Where its components are.
+    """
+
+    key: tuple[bytes, ...]
+    poses: Float[Tensor, "component observation element"]
+
+
+class GNPEPosterior(Posterior):
+    """Asked through Gibbs chains over pose proxies.
+
+    Args:
+        estimator: Is put into evaluation mode.
+
+    Attributes:
+        diagnostics: How the chains of the last question fared; None before one was asked.
+    """
+
+    def __init__(self, estimator: GNPE) -> None:
+        self.estimator = estimator
+        self.network = estimator.eval()
+        self.observables, self.prior = estimator.observables, estimator.prior
+        self.imputes = estimator.settings.impute
+        self.diagnostics: Convergence | None = None
+        self._known: _Proxies | None = None
+
+    def sample_batched(
+        self,
+        sample_shape: Sequence[int],
+        x: XLike,
+        *,
+        seed: int | None = None,
+        show_progress_bars: bool = False,
+        poses: Float[Tensor, "chain observation element"] | None = None,
+        progress: Callable[[int], None] = lambda steps: None,
+    ) -> Float[Tensor, "*sample_shape observation parameter"]:
+        """The last states of as many chains; ``poses`` is where they begin, the start's draws when None."""
+        draws, rows = math.prod(sample_shape), self._on_device(x)
+        with torch.no_grad(), seeded(seed):
+            theta = self._chains(rows, max(draws, _LEAST_CHAINS), poses, progress)[:draws]
+        return theta.reshape(*sample_shape, *theta.shape[1:])
+
+    def sample_with_log_prob(
+        self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None
+    ) -> tuple[Float[Tensor, "*sample_shape observation parameter"], Float[Tensor, "*sample_shape observation"]]:
+        """Draws of the recovered density, independent given its components, and log of the fraction above for each.
+
+        Weights by it are exact; draws that leave the prior's support are among them and have no weight.
+        """
+        draws, rows = math.prod(sample_shape), self._on_device(x)
+        known = self._proxies(rows)
+        with torch.no_grad(), seeded(seed):
+            proxy = self._drawn_proxies(known, draws)
+            theta = self._of_rows(lambda x, g: self.estimator.draw(x, g), rows, proxy)
+            lp = self._fraction(known, rows, theta, proxy)
+        shape = (*sample_shape, theta.shape[1])
+        return theta.reshape(*shape, -1), lp.reshape(shape)
+
+    def log_prob_batched(
+        self, theta: Real[Tensor, "*sample_shape observation parameter"], x: XLike, track_gradients: bool = False
+    ) -> Float[Tensor, "*sample_shape observation"]:
+        """Log density, a mean over proxies of theta.
+
+        Raises:
+            UnsupportedError: Gradients are asked for.
+        """
+        if track_gradients:
+            raise UnsupportedError(
+                "the density of a posterior with `symmetry` is a mean over chains and has no gradient: attack or "
+                "differentiate a network that was trained without"
+            )
+        rows = self._on_device(x)
+        theta = torch.as_tensor(theta).double()
+        observations = len(next(iter(rows.values())))
+        if theta.shape[-2:] != (observations, self.prior.dim):
+            raise ShapeError(
+                f"`theta` must have shape (*sample, {observations} observations, {self.prior.dim} parameters); "
+                f"got {tuple(theta.shape)}"
+            )
+        known = self._proxies(rows)
+        flat = theta.reshape(-1, *theta.shape[-2:]).to(next(iter(rows.values())).device)
+        inside = self.prior.contains(flat)
+        middle = self.prior.from_unconstrained(flat.new_zeros(self.prior.dim))
+        safe = flat.where(inside[..., None], middle)
+        with torch.no_grad(), seeded(0):
+            each = [self._fraction(known, rows, safe, self._proxy_of(safe)) for _ in range(_PROXIES)]
+        lp = torch.stack(each).logsumexp(0) - math.log(_PROXIES)
+        return lp.where(inside, -math.inf).reshape(theta.shape[:-1])
+
+    def rsample(self, sample_shape: Sequence[int], x: XLike) -> Float[Tensor, "*sample_shape observation parameter"]:
+        raise UnsupportedError("draws of a posterior with `symmetry` come from chains and have no gradient")
+
+    def to(self, device: str | torch.device) -> GNPEPosterior:
+        self.network.to(device)
+        self._known = None
+        return self
+
+    def _on_device(self, x: XLike) -> dict[str, Tensor]:
+        device = next(self.network.parameters()).device
+        return {name: values.to(device) for name, values in self._rows(x).items()}
+
+    def _chains(
+        self, x: dict[str, Tensor], chains: int, poses: Tensor | None, progress: Callable[[int], None] = lambda n: None
+    ) -> Float[Tensor, "chain observation parameter"]:
+        symmetry, how = self.estimator.blur.symmetry, self.estimator.settings.symmetry
+        assert how is not None
+        first = self.estimator.first_poses(x, chains) if poses is None else poses.to(next(iter(x.values())).device)
+        theta = self.estimator.placed(first)
+        back = symmetry.group.inverse(first[0]).repeat(len(first), 1)
+
+        def coordinates(theta: Tensor) -> Tensor:
+            g = symmetry.pose(theta.flatten(0, 1))
+            return symmetry.group.coordinates(symmetry.group.compose(back, g)).unflatten(0, theta.shape[:2])
+
+        def step(theta: Tensor) -> tuple[Tensor, Tensor]:
+            proposed = self._of_rows(lambda x, g: self.estimator.draw(x, g), x, self._proxy_of(theta))
+            inside = self.prior.contains(proposed)
+            return proposed.where(inside[..., None], theta), inside
+
+        iterations = None if how.iterations == "auto" else how.iterations
+        theta, self.diagnostics = run_chains(step, theta, coordinates, iterations, how.most, progress)
+        return theta
+
+    def _proxy_of(self, theta: Float[Tensor, "chain observation parameter"]) -> Tensor:
+        flat = theta.flatten(0, 1)
+        eps = self.estimator.blur.kernel.sample(len(flat)).to(flat)
+        return self.estimator.blur.proxy(flat, eps).unflatten(0, theta.shape[:2])
+
+    def _proxies(self, x: dict[str, Tensor]) -> _Proxies:
+        """The law of the proxies of these observations, kept until others are asked for."""
+        key = tuple(values.cpu().numpy().tobytes() for values in x.values())
+        if self._known is None or self._known.key != key:
+            with torch.no_grad(), seeded(0):
+                theta = self._chains(x, _COMPONENTS, None)
+            poses = self.estimator.blur.symmetry.pose(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
+            self._known = _Proxies(key, poses)
+        return self._known
+
+    def _drawn_proxies(self, known: _Proxies, draws: int) -> Float[Tensor, "draw observation element"]:
+        components, observations, _ = known.poses.shape
+        picked = torch.randint(components, (draws, observations)).to(known.poses.device)
+        poses = known.poses.gather(0, picked[..., None].expand(-1, -1, known.poses.shape[2])).flatten(0, 1)
+        blur = self.estimator.blur
+        eps = blur.kernel.sample(len(poses)).to(poses)
+        return blur.symmetry.group.compose(poses, eps).unflatten(0, (draws, observations))
+
+    def _fraction(
+        self, known: _Proxies, x: dict[str, Tensor], theta: Tensor, proxy: Tensor
+    ) -> Float[Tensor, "draw observation"]:
+        """Log of q(proxy | x) q(theta | x, proxy) / kappa(proxy | theta)."""
+        blur, shape = self.estimator.blur, theta.shape[:2]
+        group = blur.symmetry.group
+        back = group.inverse(blur.symmetry.pose(theta.flatten(0, 1)))
+        kappa = blur.kernel.log_prob(group.compose(back, proxy.flatten(0, 1))).unflatten(0, shape)
+        given = self._of_rows(lambda x, g, theta: self.estimator.log_prob(theta, x, g), x, proxy, theta)
+        return self._log_proxy(known, proxy) + given - kappa
+
+    def _log_proxy(self, known: _Proxies, proxy: Float[Tensor, "draw observation element"]) -> Tensor:
+        group, kernel = self.estimator.blur.symmetry.group, self.estimator.blur.kernel
+        components, observations, _ = known.poses.shape
+        back = group.inverse(known.poses.flatten(0, 1)).unflatten(0, (components, observations))
+
+        def of(part: Tensor) -> Tensor:
+            shape = (components, *part.shape[:2])
+            pairs = [values.expand(*shape, -1).flatten(0, 2) for values in (back[:, None], part[None])]
+            return kernel.log_prob(group.compose(*pairs)).unflatten(0, shape).logsumexp(0) - math.log(components)
+
+        return torch.cat([of(part) for part in proxy.split(max(1, _PAIRS_AT_ONCE // (components * observations)))])
+
+    def _of_rows(
+        self,
+        ask: Callable[..., Tensor],
+        x: dict[str, Tensor],
+        *values: Float[Tensor, "draw observation number"],
+    ) -> Tensor:
+        """What is asked of every draw with the x of its observation, as many at once as memory holds."""
+        draws, observations = values[0].shape[:2]
+        index = torch.arange(draws * observations, device=values[0].device)
+        flat = [v.flatten(0, 1) for v in values]
+        most = max(1, _ENTRIES_AT_ONCE // sum(v.size for v in self.observables))
+        parts = [
+            ask({name: rows[part % observations] for name, rows in x.items()}, *(v[part] for v in flat))
+            for part in index.split(most)
+        ]
+        return torch.cat(parts).unflatten(0, (draws, observations))
