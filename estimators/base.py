@@ -159,6 +159,12 @@ class Posterior(ABC):
     ) -> tuple[Float[Tensor, "*sample_shape observation parameter"], Float[Tensor, "*sample_shape observation"]]:
         """Draws like `sample_batched` and the log density of each, in one pass."""
 
+    def propose(
+        self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None
+    ) -> tuple[Float[Tensor, "*sample_shape observation parameter"], Float[Tensor, "*sample_shape observation"]]:
+        """Draws for importance sampling and what their weights are to be divided by: the log density of each."""
+        return self.sample_with_log_prob(sample_shape, x, seed=seed)
+
     def sample(
         self,
         sample_shape: Sequence[int] = (),

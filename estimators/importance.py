@@ -147,7 +147,7 @@ def _weighted(
     posterior: Posterior, log_likelihood: LogLikelihood, x: Arrays, draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Proposals, their log p(x | theta) p(theta), and that minus log q."""
-    proposals, log_q = posterior.sample_with_log_prob((draws,), x, seed=seed)
+    proposals, log_q = posterior.propose((draws,), x, seed=seed)
     theta = proposals[:, 0].cpu().numpy()
     log_joint = joint(posterior.prior, log_likelihood, theta, x)
     return theta, log_joint, log_joint - log_q[:, 0].cpu().numpy()

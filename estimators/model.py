@@ -99,7 +99,7 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
     known = registry.names("estimators")
     if settings.method not in known:
         raise UnknownNameError(f"unknown estimator `{settings.method}`; {did_you_mean(settings.method, known)}")
-    if settings.symmetry:
+    if settings.symmetry and settings.symmetry.by == "proxies":
         return GNPE(prior, observables, settings, build_estimator, seed)
     if settings.ensemble > 1:
         alone = settings.model_copy(update={"ensemble": 1})

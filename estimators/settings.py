@@ -303,9 +303,11 @@ class SamplerSettings(Settings):
 
 
 class SymmetrySettings(Settings):
-    """Equivariance by pose standardisation (GNPE); see `symmetry.gnpe`.
+    """Equivariance, of a simulator that declares a symmetry; see `symmetry.gnpe`.
 
     Attributes:
+        by: ``proxies``: data are seen from blurred poses, and poses sampled by Gibbs chains (GNPE). ``augmentation``: rows are
+            moved to another pose in every step, and the posterior is that of the plain method.
         kernel: How far poses are blurred: one width, or component → width, in the units of the parameter; radians for angles,
             of the logarithm for factors. About the posterior's width, or two to three times that.
         law: ``normal``, the width its standard deviation, or ``uniform``, the width half of its range.
@@ -316,12 +318,19 @@ class SymmetrySettings(Settings):
         declared: Component → what the simulator declares; taken from there.
     """
 
-    kernel: PositiveFloat | dict[str, PositiveFloat | list[PositiveFloat]]
+    by: Literal["proxies", "augmentation"] = "proxies"
+    kernel: PositiveFloat | dict[str, PositiveFloat | list[PositiveFloat]] | None = None
     law: Literal["normal", "uniform"] = "normal"
     exact: bool | tuple[str, ...] = True
     iterations: PositiveInt | Literal["auto"] = "auto"
     most: int = Field(default=300, ge=10)
     declared: Annotated[Any, BeforeValidator(from_json), PlainSerializer(to_json)] = None
+
+    @model_validator(mode="after")
+    def _proxies_have_a_kernel(self) -> SymmetrySettings:
+        if self.by == "proxies" and self.kernel is None:
+            raise ValueError("`kernel` must say how far poses are blurred, such as `kernel: {time: 0.1}`")
+        return self
 
 
 class DensitySettings(Settings):

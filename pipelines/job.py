@@ -19,7 +19,8 @@ from ..estimators.loggers import require_loggers
 from ..estimators.preprocess import Preprocess, build_preprocess
 from ..estimators.settings import LIKELIHOODS, EstimatorSettings
 from ..estimators.space import read_dimension
-from ..simulators.base import ContextPrior, HasLikelihood, Simulator, context_of
+from ..estimators.symmetry.blur import build_blur, declared_symmetry
+from ..simulators.base import ContextPrior, HasLikelihood, HasSymmetry, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
 from ..simulators.entries import absolute
@@ -142,6 +143,8 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         build_preprocess(
             _conditions(simulator), EstimatorSettings(embedding=config.train.embedding, whiten=config.train.whiten)
         )
+    with found.at("train", "symmetry"):
+        config = _with_symmetry(config, simulator, prior)
     with found.at("infer", "refine"):
         _require_likelihood(config, simulator)
     with found.at("infer", "sampler"):
@@ -167,6 +170,30 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
         raise ConfigError(found.in_order())
     config = _absolute(config, source.folder)
     return Job(config, simulator, reference, prior, context, observation, checks)
+
+
+def _with_symmetry(config: Config, simulator: Simulator, prior: Prior) -> Config:
+    """The configuration with what the simulator declares."""
+    given = config.train.symmetry
+    if given is None:
+        return config
+    for reason, wrong in (
+        ("`rounds` truncate the prior, which a symmetry moves", config.train.rounds > 1),
+        ("`on_invalid: impute` lets entries be missing, which cannot be moved", config.simulate.on_invalid == "impute"),
+        (
+            "the check `attack` needs gradients, which Gibbs chains have not",
+            given.by == "proxies" and any(check.name == "attack" for check in config.diagnose.checks),
+        ),
+    ):
+        if wrong:
+            raise ConfigError(f"does not go together with all that is asked for: {reason}; leave one of them out")
+    declared = simulator.symmetry if isinstance(simulator, HasSymmetry) else None
+    symmetry = given.model_copy(update={"declared": given.declared or declared})
+    if given.by == "proxies":
+        build_blur(prior, _conditions(simulator), symmetry)
+    else:
+        declared_symmetry(prior, _conditions(simulator), symmetry)
+    return config.model_copy(update={"train": config.train.model_copy(update={"symmetry": symmetry})})
 
 
 def _require_estimator(method: str) -> None:

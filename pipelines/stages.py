@@ -127,7 +127,7 @@ def _train_inputs(job: Job) -> dict[str, Any]:
         train["loader"] = "memory"
     if config.train.method != "nre":
         train.pop("ratio")
-    for name in ("fisher", "trades", "adversarial", "noise"):
+    for name in ("fisher", "trades", "adversarial", "noise", "symmetry"):
         if train[name] is None:
             train.pop(name)
     own: dict[str, Any] = {}
@@ -240,8 +240,9 @@ def _posterior(job: Job, folder: RunFolder) -> Posterior:
 def _sampled(stage: str, posterior: Posterior, reporter: Reporter) -> Numbers:
     """How its Markov chains fared, if it has some."""
     from ..estimators.mcmc import MCMCPosterior
+    from ..estimators.symmetry.posterior import GNPEPosterior
 
-    if not isinstance(posterior, MCMCPosterior) or posterior.diagnostics is None:
+    if not isinstance(posterior, MCMCPosterior | GNPEPosterior) or posterior.diagnostics is None:
         return {}
     reporter.say(f"{stage}: {posterior.diagnostics}")
     return {"sampler": posterior.diagnostics.to_json()}

@@ -41,6 +41,8 @@ class DampedOscillator:
         "time": Shift(by="tau", of="x", along="time", spacing=BIN, origin=2.0)
     }
 
+    observations: ClassVar[dict[str, dict[str, np.ndarray]]] = {}
+
     def __init__(self, noise: float = 0.02) -> None:
         self.noise = noise
 
@@ -62,3 +64,9 @@ def signal(theta: np.ndarray) -> np.ndarray:
     since = np.maximum(_TIMES - tau, 0.0)
     damped = np.sqrt(1 - beta**2) * omega0
     return np.exp(-beta * omega0 * since) * np.sin(damped * since) / damped
+
+
+_EXAMPLE = np.array([[6.0, 0.3, 3.0]])
+DampedOscillator.observations = {
+    "example": {"x": DampedOscillator().simulate(_EXAMPLE, np.random.default_rng(0))["x"][0]}
+}

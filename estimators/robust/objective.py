@@ -12,6 +12,8 @@ from ...data.batch import Batch
 from ...data.errors import UnsupportedError
 from ..base import Estimator
 from ..settings import TrainingSettings
+from ..symmetry.augment import Augmentation
+from ..symmetry.blur import declared_symmetry
 from .augmentation import Adversarial, Noise
 from .base import Change, Term
 from .fisher import FisherPenalty
@@ -47,6 +49,10 @@ class Objective:
         space = Space.of(rows, fixed) if set(s.robust) - {"fisher"} else Space(frozenset(fixed), 1.0)
         if not space.spread > 0:
             raise UnsupportedError(f"`{s.robust[-1]}` needs an x that varies, to be of its size: leave it out")
+        moved = estimator.settings.symmetry
+        if moved and moved.by == "augmentation":
+            prior: Any = estimator.prior
+            self.changes.append(Augmentation(declared_symmetry(prior, estimator.observables, moved), prior, seed))
         if s.noise:
             self.changes.append(Noise(s.noise, space, seed))
         if s.adversarial:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...data.batch import Batch
 from ...simulators.prior import Prior
-from ..noise import combine, normal
+from ..base import Estimator
+from ..noise import combine, key_of_rows, normal
 from .base import Symmetry
 
 _STREAM = 1  # apart from the numbers that the same key gives to others
@@ -35,3 +36,20 @@ def augmented(symmetry: Symmetry, prior: Prior, batch: Batch, key: Int[Tensor, "
     """The rows at poses that are functions of keys."""
     h = movement(symmetry, prior, batch.theta, key)
     return Batch(symmetry.act_theta(h, batch.theta), symmetry.act_x(h, batch.x))
+
+
+class Augmentation:
+    """Learns from rows at other poses, in every step from others: a change of the data as `robust.base` has it.
+
+    Args:
+        symmetry: Of theta and x.
+        prior: Of theta.
+        seed: Of the poses, with the step.
+    """
+
+    def __init__(self, symmetry: Symmetry, prior: Prior, seed: int = 0) -> None:
+        self._symmetry, self._prior, self._seed = symmetry, prior, seed
+
+    def __call__(self, estimator: Estimator, batch: Batch, step: int) -> Batch:
+        key = combine(*(torch.tensor(number, device=batch.theta.device) for number in (self._seed, step)))
+        return augmented(self._symmetry, self._prior, batch, combine(key_of_rows(batch.theta), key))

@@ -158,17 +158,27 @@ class Blur:
         return all(bool((self.symmetry.act_theta(g, theta)[:, column] > 0).all()) for g in far)
 
 
+def declared_symmetry(prior: Prior, observables: Variables, settings: SymmetrySettings) -> Symmetry:
+    """The symmetry that a simulator has declared.
+
+    Raises:
+        SymmetryError: It has not, or one that does not fit.
+    """
+    if not settings.declared:
+        raise SymmetryError(
+            "needs a simulator that declares a symmetry, in an attribute `symmetry`, or `declared=` in Python: see docs/equivariance.md"
+        )
+    return build_symmetry(prior, observables, settings.declared)
+
+
 def build_blur(prior: Prior, observables: Variables, settings: SymmetrySettings) -> Blur:
     """The symmetry that a simulator has declared, blurred as asked for.
 
     Raises:
         SymmetryError: No declaration; widths of components that there are not; a kernel that is too wide.
     """
-    if not settings.declared:
-        raise SymmetryError(
-            "`symmetry` needs a simulator that declares one (an attribute `symmetry`), or `declared=`: see docs/equivariance.md"
-        )
-    symmetry = build_symmetry(prior, observables, settings.declared)
+    symmetry = declared_symmetry(prior, observables, settings)
+    assert settings.kernel is not None
     make = uniform_kernel if settings.law == "uniform" else normal_kernel
     kernel = make(symmetry.group, settings.kernel)
     return Blur(prior, observables, symmetry, kernel, _told(symmetry.group, settings))

@@ -32,8 +32,10 @@ from .gnpe import GNPE
 _ENTRIES_AT_ONCE = 2**23  # of x, in one pass: what memory holds
 _PAIRS_AT_ONCE = 2**22  # of proxies and components
 _LEAST_CHAINS = 64  # of each observation, to see how they fare
-_COMPONENTS = 1000  # of the mixture of proxies
-_PROXIES = 16  # of each theta, for its density
+_COMPONENTS = 200, 1000  # of the mixture of proxies, for many observations and for few
+_COMPONENTS_OF_ALL = 50_000
+_PROXIES = 8  # of each theta, for its density
+_REDRAWS = 30  # of what lies outside the prior's support
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,12 @@ class _Proxies:
     Attributes:
         key: The observations.
         poses: Where its components are.
+        log_inside: Log share of the draws that lie in the prior's support.
     """
 
     key: tuple[bytes, ...]
     poses: Float[Tensor, "component observation element"]
+    log_inside: Float[Tensor, "observation"]
 
 
 class GNPEPosterior(Posterior):
@@ -86,15 +90,25 @@ class GNPEPosterior(Posterior):
     def sample_with_log_prob(
         self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None
     ) -> tuple[Float[Tensor, "*sample_shape observation parameter"], Float[Tensor, "*sample_shape observation"]]:
-        """Draws of the recovered density, independent given its components, and log of the fraction above for each.
+        theta = self.sample_batched(sample_shape, x, seed=seed)
+        return theta, self.log_prob_batched(theta, x)
 
-        Weights by it are exact; draws that leave the prior's support are among them and have no weight.
-        """
+    def propose(
+        self, sample_shape: Sequence[int], x: XLike, *, seed: int | None = None
+    ) -> tuple[Float[Tensor, "*sample_shape observation parameter"], Float[Tensor, "*sample_shape observation"]]:
+        """Draws of theta and a proxy, and log of the fraction above for each: dividing by it gives the weights of the joint law."""
         draws, rows = math.prod(sample_shape), self._on_device(x)
         known = self._proxies(rows)
         with torch.no_grad(), seeded(seed):
-            proxy = self._drawn_proxies(known, draws)
-            theta = self._of_rows(lambda x, g: self.estimator.draw(x, g), rows, proxy)
+            theta, proxy = self._joint(known.poses, rows, draws)
+            for _ in range(_REDRAWS):
+                inside = self.prior.contains(theta)[..., None]
+                if inside.all():
+                    break
+                theta, proxy = (
+                    old.where(inside, new)
+                    for old, new in zip((theta, proxy), self._joint(known.poses, rows, draws), strict=True)
+                )
             lp = self._fraction(known, rows, theta, proxy)
         shape = (*sample_shape, theta.shape[1])
         return theta.reshape(*shape, -1), lp.reshape(shape)
@@ -173,30 +187,36 @@ class GNPEPosterior(Posterior):
         """The law of the proxies of these observations, kept until others are asked for."""
         key = tuple(values.cpu().numpy().tobytes() for values in x.values())
         if self._known is None or self._known.key != key:
+            fewest, most = _COMPONENTS
+            components = min(most, max(fewest, _COMPONENTS_OF_ALL // len(next(iter(x.values())))))
             with torch.no_grad(), seeded(0):
-                theta = self._chains(x, _COMPONENTS, None)
-            poses = self.estimator.blur.symmetry.pose(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-            self._known = _Proxies(key, poses)
+                chains = self._chains(x, components, None)
+                poses = self.estimator.blur.symmetry.pose(chains.flatten(0, 1)).unflatten(0, chains.shape[:2])
+                inside = self.prior.contains(self._joint(poses, x, components)[0]).double().mean(0)
+            self._known = _Proxies(key, poses, inside.clamp(min=1 / components).log())
         return self._known
 
-    def _drawn_proxies(self, known: _Proxies, draws: int) -> Float[Tensor, "draw observation element"]:
-        components, observations, _ = known.poses.shape
-        picked = torch.randint(components, (draws, observations)).to(known.poses.device)
-        poses = known.poses.gather(0, picked[..., None].expand(-1, -1, known.poses.shape[2])).flatten(0, 1)
+    def _joint(
+        self, poses: Float[Tensor, "component observation element"], x: dict[str, Tensor], draws: int
+    ) -> tuple[Float[Tensor, "draw observation parameter"], Float[Tensor, "draw observation element"]]:
+        """Draws of theta and the proxy that it was drawn from."""
+        picked = torch.randint(len(poses), (draws, poses.shape[1])).to(poses.device)
+        chosen = poses.gather(0, picked[..., None].expand(-1, -1, poses.shape[2])).flatten(0, 1)
         blur = self.estimator.blur
-        eps = blur.kernel.sample(len(poses)).to(poses)
-        return blur.symmetry.group.compose(poses, eps).unflatten(0, (draws, observations))
+        proxy = blur.symmetry.group.compose(chosen, blur.kernel.sample(len(chosen)).to(chosen))
+        proxy = proxy.unflatten(0, (draws, poses.shape[1]))
+        return self._of_rows(lambda x, g: self.estimator.draw(x, g), x, proxy), proxy
 
     def _fraction(
         self, known: _Proxies, x: dict[str, Tensor], theta: Tensor, proxy: Tensor
     ) -> Float[Tensor, "draw observation"]:
-        """Log of q(proxy | x) q(theta | x, proxy) / kappa(proxy | theta)."""
+        """Log of q(proxy | x) q(theta | x, proxy) / kappa(proxy | theta), over theta in the prior's support."""
         blur, shape = self.estimator.blur, theta.shape[:2]
         group = blur.symmetry.group
         back = group.inverse(blur.symmetry.pose(theta.flatten(0, 1)))
         kappa = blur.kernel.log_prob(group.compose(back, proxy.flatten(0, 1))).unflatten(0, shape)
         given = self._of_rows(lambda x, g, theta: self.estimator.log_prob(theta, x, g), x, proxy, theta)
-        return self._log_proxy(known, proxy) + given - kappa
+        return self._log_proxy(known, proxy) + given - kappa - known.log_inside
 
     def _log_proxy(self, known: _Proxies, proxy: Float[Tensor, "draw observation element"]) -> Tensor:
         group, kernel = self.estimator.blur.symmetry.group, self.estimator.blur.kernel
