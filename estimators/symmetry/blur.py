@@ -35,7 +35,7 @@ from .product import Product
 
 PROXY = "pose_proxy"
 _ROWS = 4096  # of the prior, to see how wide what is relative to a proxy lies
-_FAR = 30.0  # kernel widths that leave positive what is a factor
+_SAME = 1e-6  # relative, of factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Blur:
                 laws[name] = _entry(self._law_of_pose(self.symmetry.parameters.index(name), drawn[:, k]))
             elif not torch.equal(drawn[:, k], theta[:, k]):
                 _require_alone(name, described[name])
-                laws[name] = _entry(_fitted(drawn[:, k], positive=self._stays_positive(theta, k)))
+                laws[name] = _entry(_fitted(drawn[:, k], positive=self._scaled(theta, k)))
         return Prior.from_json(laws)
 
     def pose_prior(self) -> Prior:
@@ -152,10 +152,12 @@ class Blur:
             return Uniform(law.low[coordinate] * (1 + 1e-6), law.high[coordinate] * (1 + 1e-6))
         return Normal(0.0, float(drawn.std()))
 
-    def _stays_positive(self, theta: Float[Tensor, "rows parameter"], column: int) -> bool:
-        group, law = self.symmetry.group, self.kernel.law
-        far = [group.element(sign * _FAR * law.stddev.expand(len(theta), -1)) for sign in (-1, 1)]
-        return all(bool((self.symmetry.act_theta(g, theta)[:, column] > 0).all()) for g in far)
+    def _scaled(self, theta: Float[Tensor, "rows parameter"], column: int) -> bool:
+        """Whether the group multiplies a parameter that is positive: by the same factor whatever it is."""
+        group = self.symmetry.group
+        g = group.element(self.kernel.law.stddev.expand(len(theta), -1))
+        factor = self.symmetry.act_theta(g, theta)[:, column] / theta[:, column]
+        return bool((theta[:, column] > 0).all()) and float(factor.std() / factor.mean()) < _SAME
 
 
 def declared_symmetry(prior: Prior, observables: Variables, settings: SymmetrySettings) -> Symmetry:

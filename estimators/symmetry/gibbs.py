@@ -36,7 +36,7 @@ class Convergence:
 
     Attributes:
         iterations: Steps that were made.
-        autocorrelation: Of the pose's ranks from one step to the next, by coordinate: the mean of all observations.
+        autocorrelation: Of the pose from one step to the next, by coordinate: the mean of all observations.
         needed: Steps until a hundredth of the start is left, by that autocorrelation.
         p_value: That the chains' poses have the same law as half of the steps ago.
         rhat: Of the poses of the second half, the largest of all observations and coordinates (Gelman & Rubin 1992).
@@ -121,9 +121,9 @@ def watch(trace: list[Float[Tensor, "chain observation coordinate"]], moved: lis
 def _correlation(
     before: Float[Tensor, "chain observation coordinate"], after: Float[Tensor, "chain observation coordinate"]
 ) -> Float[Tensor, "observation coordinate"]:
-    """Of ranks: a few chains that are lost far away do not hide how fast the others forget."""
+    """By ranks, as it is of normal variables of that rank correlation: a few chains that are lost far away do not hide how fast the others forget."""
     a, b = (values.argsort(0).argsort(0).double() - (len(values) - 1) / 2 for values in (before, after))
-    return (a * b).sum(0) / a.square().sum(0)
+    return 2 * torch.sin(math.pi / 6 * (a * b).sum(0) / a.square().sum(0))
 
 
 def _quartiles(poses: Float[Tensor, "chain observation coordinate"]) -> tuple[Tensor, Tensor]:

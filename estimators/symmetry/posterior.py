@@ -234,7 +234,7 @@ class GNPEPosterior(Posterior):
         self,
         ask: Callable[..., Tensor],
         x: dict[str, Tensor],
-        *values: Float[Tensor, "draw observation number"],
+        *values: Float[Tensor, "draw observation _"],
     ) -> Tensor:
         """What is asked of every draw with the x of its observation, as many at once as memory holds."""
         draws, observations = values[0].shape[:2]
