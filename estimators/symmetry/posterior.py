@@ -33,7 +33,7 @@ _ENTRIES_AT_ONCE = 2**23  # of x, in one pass: what memory holds
 _PAIRS_AT_ONCE = 2**22  # of proxies and components
 _LEAST_CHAINS = 64  # of each observation, to see how they fare
 _COMPONENTS = 200, 1000  # of the mixture of proxies, for many observations and for few
-_COMPONENTS_OF_ALL = 50_000
+_ENTRIES_OF_ALL = 2**24  # of x, for the components of all observations
 _PROXIES = 8  # of each theta, for its density
 _REDRAWS = 30  # of what lies outside the prior's support
 
@@ -188,7 +188,8 @@ class GNPEPosterior(Posterior):
         key = tuple(values.cpu().numpy().tobytes() for values in x.values())
         if self._known is None or self._known.key != key:
             fewest, most = _COMPONENTS
-            components = min(most, max(fewest, _COMPONENTS_OF_ALL // len(next(iter(x.values())))))
+            entries = len(next(iter(x.values()))) * sum(v.size for v in self.observables)
+            components = min(most, max(fewest, _ENTRIES_OF_ALL // entries))
             with torch.no_grad(), seeded(0):
                 chains = self._chains(x, components, None)
                 poses = self.estimator.blur.symmetry.pose(chains.flatten(0, 1)).unflatten(0, chains.shape[:2])
