@@ -193,9 +193,8 @@ def test_a_moved_observation_moves_the_draws_exactly(model: Model) -> None:
     poses = model.estimator.first_poses({"x": torch.from_numpy(x).float()}, 100).clamp(-1.9, 0.9)
     here = posterior.sample_batched((100,), x, seed=1, poses=poses)
     there = posterior.sample_batched((100,), moved, seed=1, poses=poses + 4 * BIN)
-    found = (
-        here[..., 1] - torch.from_numpy(theta[:, 1])
-    ).abs() < 1  # what is lost elsewhere may meet the prior's edges
+    # chains that are lost elsewhere may meet the prior's edges, which do not move
+    found = (here[..., 1] - torch.from_numpy(theta[:, 1])).abs() < 0.3
     assert found.double().mean() > 0.98
     assert (there - here - torch.tensor([0.0, 4 * BIN])).abs()[found].max() < 1e-5
     plain = trained(settings().model_copy(update={"symmetry": None}), rows=2000, epochs=25).posterior
