@@ -118,6 +118,7 @@ class Posterior(ABC):
     imputes: bool = False  # whether x may hold what is not finite
     ranges: Ranges | None = None  # of the data it was trained on
     normalised: bool = True  # whether `log_prob` integrates to one over theta
+    differentiable: bool = True  # whether `log_prob` has a gradient, in theta and in x
     _default_x: dict[str, Tensor] | None = None
     _told: str = ""
 

@@ -16,6 +16,7 @@ from ..data.errors import (
     ConfigError,
     ModelFormatError,
     ShapeError,
+    SymmetryError,
     UnknownNameError,
     UnsupportedError,
     did_you_mean,
@@ -140,7 +141,16 @@ def load_model(
         estimator = build_estimator(prior, observables, settings)
         ranges = {key.removeprefix(_RANGE): weights.pop(key) for key in list(weights) if key.startswith(_RANGE)}
         estimator.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, ValidationError, UnknownNameError, ConfigError, ShapeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ValidationError,
+        UnknownNameError,
+        ConfigError,
+        ShapeError,
+        SymmetryError,
+    ) as error:
         raise ModelFormatError(f"the model at {folder} cannot be rebuilt: {error}") from error
     estimator.seen = Ranges.from_tensors(ranges, observables)
     return Model(_move(estimator.eval(), device), prior, described.get("facts", {}))

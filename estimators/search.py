@@ -123,6 +123,10 @@ def search(
     """
     optuna = require_optuna()
     estimator, training = estimator or EstimatorSettings(), training or TrainingSettings()
+    if training.undecided:
+        raise ConfigError(
+            "`fisher: {beta: auto}` is a search of its own, whose losses cannot be compared: give a number"
+        )
     if not space:
         raise ConfigError(
             "`space` must name something to search for, such as `learning_rate: [1e-4, 1e-2, log]`; got none"

@@ -193,6 +193,10 @@ class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):
             raise ValueError(
                 f"`{given[0]}` needs a method that learns a density of theta given x; `{self.method}` does not: use npe"
             )
+        if self.method == "fmpe" and self.fisher and self.fisher.beta == "auto":
+            raise ValueError(
+                "`fisher: {beta: auto}` needs a loss that is -log q; that of `fmpe` is another: give a number"
+            )
         return self
 
     def training(self) -> TrainingSettings:

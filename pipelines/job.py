@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,10 @@ def _with_symmetry(config: Config, simulator: Simulator, prior: Prior) -> Config
             raise ConfigError(f"does not go together with all that is asked for: {reason}; leave one of them out")
     declared = simulator.symmetry if isinstance(simulator, HasSymmetry) else None
     symmetry = given.model_copy(update={"declared": given.declared or declared})
+    if symmetry.declared is not None and not isinstance(symmetry.declared, Mapping):
+        raise ConfigError(
+            "needs declarations of simfer.simulators.symmetry: a model with a symmetry of one's own cannot be loaded again"
+        )
     if given.by == "proxies":
         build_blur(prior, _conditions(simulator), symmetry)
     else:

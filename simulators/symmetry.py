@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..data.errors import SymmetryError, did_you_mean
 
 
@@ -191,6 +193,8 @@ def _declaration(given: Any) -> Any:
     if kind not in _KINDS:
         raise SymmetryError(f"`kind` of a symmetry: no `{kind}`; {did_you_mean(str(kind), _KINDS)}")
     try:
-        return _KINDS[kind](**arguments)
-    except TypeError as error:
-        raise SymmetryError(f"`symmetry`, {kind}: {error}") from error
+        return TypeAdapter(_KINDS[kind]).validate_python(arguments)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(str(part) for part in wrong["loc"][:1])
+        raise SymmetryError(f"`{where}` of {kind}: {wrong['msg'].lower()}; got {wrong['input']!r}") from error

@@ -21,7 +21,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data.errors import ConfigError, ShapeError, UnknownNameError, did_you_mean
+from ...data.errors import ConfigError, ShapeError, UnknownNameError, UnsupportedError, did_you_mean
 from ...data.ranges import OutsideTrainingWarning
 from ...data.results import read_tree, tree, write_tree
 from ...data.variables import Variables
@@ -209,6 +209,11 @@ def attack(
         ShapeError: Names or shapes do not fit, or those of the simulator.
         NotFiniteError: An entry of x is no number.
     """
+    if not posterior.differentiable:
+        raise UnsupportedError(
+            f"an attack needs a density with gradients in x, which {type(posterior).__name__} has not: attack a network "
+            "that was trained without `symmetry`"
+        )
     rows = {name: values.detach().cpu().numpy() for name, values in named_rows(x, posterior.observables).items()}
     known = estimator.settings.fixed if (estimator := getattr(posterior, "estimator", None)) else ()
     where = region(posterior.observables, rows, units=units, noise=noise, fixed={*fixed, *known}, clip=clip)

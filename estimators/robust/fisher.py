@@ -76,7 +76,7 @@ class FisherPenalty:
         if not step % self.settings.every:
             penalty = self.beta * self._of_some(estimator, batch, step)
             average.add(penalty.sum(), weights)
-            added = penalty.detach()
+            added = self.settings.every * penalty.detach()  # as it is without the average
         return added + average.term(weights) / estimator.members
 
     def _of_some(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...data.batch import Batch
+from ...data.errors import UnsupportedError
 from ..base import Estimator
 from ..settings import FisherSettings, TrainingSettings
 from .fisher import FisherPenalty
@@ -40,10 +41,16 @@ def trade_off(fit: Fit, training: TrainingSettings, parameters: int, held_out: C
 
     Returns:
         The estimator and its history, whose facts have the ``curve``: β, tr F and the loss without it, of every training.
+
+    Raises:
+        UnsupportedError: A loss that is not -log q, or a posterior that does not depend on x.
     """
     assert training.fisher is not None
     kept = fit(training.model_copy(update={"fisher": None}), "beta_0")
+    _require_log_density(kept[0])
     curve = [_without(training.fisher, kept[0], held_out())]
+    if not curve[0][training.fisher.kind] > 0:
+        raise UnsupportedError("`beta: auto` needs a posterior that depends on x: give a number, or leave `fisher` out")
     limit = curve[0]["loss"] + training.fisher.price * parameters
     beta = training.fisher.price * parameters / curve[0][training.fisher.kind]
     seconds, factor = kept[1].seconds, _FACTOR
@@ -63,9 +70,16 @@ def trade_off(fit: Fit, training: TrainingSettings, parameters: int, held_out: C
     return kept[0], _with_curve(kept[1], curve, limit, seconds)
 
 
+def _require_log_density(estimator: Estimator) -> None:
+    if estimator.settings.method != "npe":
+        raise UnsupportedError(
+            f"`beta: auto` needs a loss that is -log q; that of `{estimator.settings.method}` is another: give a number"
+        )
+
+
 def _without(settings: FisherSettings, estimator: Estimator, held_out: Iterable[Batch]) -> dict[str, float]:
-    penalty = FisherPenalty(settings.model_copy(update={"beta": 1.0}), estimator)
-    return penalty.finish(estimator, held_out) | {"beta": 0.0}
+    penalty = FisherPenalty(settings.model_copy(update={"beta": 1.0}), estimator.core)
+    return penalty.finish(estimator.core, map(estimator.for_core, held_out)) | {"beta": 0.0}
 
 
 def _with_curve(history: History, curve: list[dict[str, float]], limit: float, seconds: float) -> History:

@@ -70,8 +70,8 @@ class Blur:
 
     def epsilon(self, key: Int[Tensor, "rows"]) -> Float[Tensor, "rows element"]:
         """A draw of the kernel that is a function of a key."""
-        law, freedom = self.kernel.law, self.symmetry.group.freedom
-        return self.symmetry.group.element(law.base_dist.icdf(uniform(key, freedom)))  # type: ignore[attr-defined]
+        law = self.kernel.law_on(key.device)
+        return self.symmetry.group.element(law.base_dist.icdf(uniform(key, self.symmetry.group.freedom)))
 
     def proxy(self, theta: Float[Tensor, "rows parameter"], eps: Float[Tensor, "rows element"]) -> Tensor:
         """The pose of theta, blurred from the right."""
@@ -140,8 +140,8 @@ class Blur:
 
     def _log_det_coordinates(self, back: Float[Tensor, "rows parameter"]) -> Float[Tensor, "rows"]:
         """log |d v / d theta_pose|, by differentiation: a pose may be coordinates, factors or what else a user has."""
-        with torch.enable_grad():
-            given = back.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            given = back.detach().clone().requires_grad_()
             v = self.symmetry.group.coordinates(self.symmetry.pose(given))
             rows = [torch.autograd.grad(part.sum(), given, retain_graph=True)[0] for part in v.unbind(1)]
         return torch.stack(rows, 1)[:, :, self.columns].slogdet().logabsdet
@@ -177,7 +177,7 @@ def build_blur(prior: Prior, observables: Variables, settings: SymmetrySettings)
     """The symmetry that a simulator has declared, blurred as asked for.
 
     Raises:
-        SymmetryError: No declaration; widths of components that there are not; a kernel that is too wide.
+        SymmetryError: No declaration; widths of components that there are not.
     """
     symmetry = declared_symmetry(prior, observables, settings)
     assert settings.kernel is not None

@@ -27,6 +27,7 @@ from torch import Tensor
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]  # state → next state, and which chains moved
 _LEFT = 0.01  # of the start, in units of the posterior's sd
 _FIRST = 6  # steps before anything can be measured
+_APART = 2.0  # R-hat; the second half of a few steps says no more
 _ALIKE = 1e-3  # p-value, over all observations and coordinates
 
 
@@ -54,9 +55,16 @@ class Convergence:
     def converged(self) -> bool:
         return self.iterations >= self.needed and self.p_value >= _ALIKE
 
+    @property
+    def trusted(self) -> bool:
+        """Whether they have converged, and no chain stays apart from the others."""
+        return self.converged and self.rhat < _APART
+
     def __str__(self) -> str:
         lag = ", ".join(f"{rho:.2f}" for rho in self.autocorrelation)
-        kept = "" if self.converged else "; NOT converged: give a wider kernel, or more `iterations`"
+        kept = "; some chains stay apart from the others: train longer or on more rows, or refine by the likelihood"
+        kept = "" if self.trusted else kept
+        kept = kept if self.converged else "; NOT converged: give a wider kernel, or more `iterations`"
         return (
             f"Gibbs chains of {self.iterations} steps ({self.needed} needed; lag-1 autocorrelation {lag}, R-hat {self.rhat:.3f}, "
             f"{self.moved:.0%} of steps within the prior){kept}"

@@ -35,7 +35,7 @@ from ..direct import DirectEstimator, log_prob
 from ..noise import combine, key_of_rows
 from ..settings import EstimatorSettings
 from .augment import augmented, movement
-from .blur import build_blur
+from .blur import PROXY, build_blur
 
 if TYPE_CHECKING:
     from .posterior import GNPEPosterior
@@ -68,7 +68,9 @@ class GNPE(Estimator):
         self.prior, self.observables, self.settings = prior, observables, settings
         self.blur = build_blur(prior, observables, settings.symmetry)
         plain = settings.model_copy(update={"symmetry": None})
-        self.main: Any = build(self.blur.relative_prior(), self.blur.seen, plain, seed)
+        told = (*settings.context, *((PROXY,) if self.blur.told else ()))  # no error of the data moves a proxy
+        seen = plain.model_copy(update={"context": told})
+        self.main: Any = build(self.blur.relative_prior(), self.blur.seen, seen, seed)
         self.start: Any = build(self.blur.pose_prior(), observables, plain, seed)
         if not isinstance(self.main, DirectEstimator):
             raise UnsupportedError(
@@ -118,6 +120,11 @@ class GNPE(Estimator):
     def finish(self, held_out: Iterable[Batch]) -> dict[str, Any]:
         self.start.finish(_Mapped(held_out, self._poses))
         return self.main.finish(_Mapped(held_out, self.for_core))
+
+    def as_sbi(self) -> nn.Module:
+        raise UnsupportedError(
+            "a network with `symmetry` is asked through chains and has no density that sbi could take"
+        )
 
     def posterior(self, prior: Prior) -> GNPEPosterior:
         from .posterior import GNPEPosterior

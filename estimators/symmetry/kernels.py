@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,9 +40,15 @@ class CoordinateKernel:
         return self.group.element(self.law.sample((rows,)))
 
     def log_prob(self, eps: Float[Tensor, "rows element"]) -> Float[Tensor, "rows"]:
-        turns = self.group.turns(self.group.coordinates(eps).double())
-        densities = [self.law.log_prob(v) - self.group.log_haar(v) for v in turns]
+        turns, law = self.group.turns(self.group.coordinates(eps).double()), self.law_on(eps.device)
+        densities = [law.log_prob(v) - self.group.log_haar(v) for v in turns]
         return torch.stack(densities).logsumexp(0)
+
+    def law_on(self, device: torch.device) -> Any:
+        """The law, with its parameters on a device."""
+        base = self.law.base_dist  # type: ignore[attr-defined]
+        moved = {name: getattr(base, name).to(device) for name in base.arg_constraints}
+        return Independent(type(base)(**moved, validate_args=False), 1)
 
 
 def normal_kernel(group: LieGroup, width: Width | Mapping[str, Width]) -> CoordinateKernel:

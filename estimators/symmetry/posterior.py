@@ -16,6 +16,7 @@ each observation where here their own mixture serves: it needs no training and i
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from ...data.errors import ShapeError, UnsupportedError
 from ..base import Posterior, XLike, seeded
 from .gibbs import Convergence, run_chains
 from .gnpe import GNPE
+
+logger = logging.getLogger("simfer.estimators.symmetry")
 
 _ENTRIES_AT_ONCE = 2**23  # of x, in one pass: what memory holds
 _PAIRS_AT_ONCE = 2**22  # of proxies and components
@@ -62,6 +65,8 @@ class GNPEPosterior(Posterior):
     Attributes:
         diagnostics: How the chains of the last question fared; None before one was asked.
     """
+
+    differentiable = False
 
     def __init__(self, estimator: GNPE) -> None:
         self.estimator = estimator
@@ -123,8 +128,8 @@ class GNPEPosterior(Posterior):
         """
         if track_gradients:
             raise UnsupportedError(
-                "the density of a posterior with `symmetry` is a mean over chains and has no gradient: attack or "
-                "differentiate a network that was trained without"
+                "the density of a posterior with `symmetry` is a mean over chains and has no gradient, which attacks, modes "
+                "and conditionals need: ask a network that was trained without"
             )
         rows = self._on_device(x)
         theta = torch.as_tensor(theta).double()
@@ -176,6 +181,8 @@ class GNPEPosterior(Posterior):
 
         iterations = None if how.iterations == "auto" else how.iterations
         theta, self.diagnostics = run_chains(step, theta, coordinates, iterations, how.most, progress)
+        if not self.diagnostics.trusted:
+            logger.warning("%s", self.diagnostics)
         return theta
 
     def _proxy_of(self, theta: Float[Tensor, "chain observation parameter"]) -> Tensor:

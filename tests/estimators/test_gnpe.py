@@ -195,7 +195,7 @@ def test_a_moved_observation_moves_the_draws_exactly(model: Model) -> None:
     there = posterior.sample_batched((100,), moved, seed=1, poses=poses + 4 * BIN)
     # chains that are lost elsewhere may meet the prior's edges, which do not move
     found = (here[..., 1] - torch.from_numpy(theta[:, 1])).abs() < 0.3
-    assert found.double().mean() > 0.98
+    assert found.double().mean() > 0.95
     assert (there - here - torch.tensor([0.0, 4 * BIN])).abs()[found].max() < 1e-5
     plain = trained(settings().model_copy(update={"symmetry": None}), rows=2000, epochs=25).posterior
     here, there = (plain.sample_batched((100,), given, seed=1) for given in (x, moved))
