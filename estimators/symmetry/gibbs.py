@@ -27,7 +27,7 @@ from torch import Tensor
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]  # state → next state, and which chains moved
 _LEFT = 0.01  # of the start, in units of the posterior's sd
 _FIRST = 6  # steps before anything can be measured
-_APART = 2.0  # R-hat; the second half of a few steps says no more
+_FAR, _MOST_APART = 10.0, 0.02  # sd from the median, by quartiles; share of chains
 _ALIKE = 1e-3  # p-value, over all observations and coordinates
 
 
@@ -42,6 +42,8 @@ class Convergence:
         p_value: That the chains' poses have the same law as half of the steps ago.
         rhat: Of the poses of the second half, the largest of all observations and coordinates (Gelman & Rubin 1992).
         moved: Share of steps that stayed in the prior's support.
+        apart: Share of chains that are ten sd or more from the median of their observation, sd as quartiles tell it: modes
+            that do not mix, or a start that the network does not find back from.
     """
 
     iterations: int
@@ -50,6 +52,7 @@ class Convergence:
     p_value: float
     rhat: float
     moved: float
+    apart: float
 
     @property
     def converged(self) -> bool:
@@ -58,11 +61,11 @@ class Convergence:
     @property
     def trusted(self) -> bool:
         """Whether they have converged, and no chain stays apart from the others."""
-        return self.converged and self.rhat < _APART
+        return self.converged and self.apart < _MOST_APART
 
     def __str__(self) -> str:
         lag = ", ".join(f"{rho:.2f}" for rho in self.autocorrelation)
-        kept = "; some chains stay apart from the others: train longer or on more rows, or refine by the likelihood"
+        kept = f"; {self.apart:.0%} of chains stay apart from the others: give more rows, or refine by the likelihood"
         kept = "" if self.trusted else kept
         kept = kept if self.converged else "; NOT converged: give a wider kernel, or more `iterations`"
         return (
@@ -123,6 +126,7 @@ def watch(trace: list[Float[Tensor, "chain observation coordinate"]], moved: lis
         _alike(trace[done // 2], now),
         _rhat(second),
         sum(moved) / done,
+        float((((now - middle).abs() > _FAR * spread).any(-1)).double().mean()),
     )
 
 
