@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Real
@@ -105,16 +105,8 @@ class GNPEPosterior(Posterior):
         draws, rows = math.prod(sample_shape), self._on_device(x)
         known = self._proxies(rows)
         with torch.no_grad(), seeded(seed):
-            theta, proxy = self._joint(known.poses, rows, draws)
-            for _ in range(_REDRAWS):
-                inside = self.prior.contains(theta)[..., None]
-                if inside.all():
-                    break
-                theta, proxy = (
-                    old.where(inside, new)
-                    for old, new in zip((theta, proxy), self._joint(known.poses, rows, draws), strict=True)
-                )
-            lp = self._fraction(known, rows, theta, proxy)
+            theta, proxy, log_inside = self._inside(known.poses, rows, draws)
+            lp = self._fraction(replace(known, log_inside=log_inside), rows, theta, proxy)
         shape = (*sample_shape, theta.shape[1])
         return theta.reshape(*shape, -1), lp.reshape(shape)
 
@@ -203,6 +195,21 @@ class GNPEPosterior(Posterior):
                 inside = self.prior.contains(self._joint(poses, x, components)[0]).double().mean(0)
             self._known = _Proxies(key, poses, inside.clamp(min=1 / components).log())
         return self._known
+
+    def _inside(
+        self, poses: Float[Tensor, "component observation element"], x: dict[str, Tensor], draws: int
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "observation"]]:
+        """Draws of `_joint` in the prior's support, and the log share of those that were: then evidences have no bias."""
+        theta, proxy = self._joint(poses, x, draws)
+        made = torch.full(theta.shape[1:2], float(draws), dtype=torch.float64, device=theta.device)
+        for _ in range(_REDRAWS):
+            inside = self.prior.contains(theta)
+            if inside.all():
+                break
+            made += (~inside).sum(0)
+            new = self._joint(poses, x, draws)
+            theta, proxy = (old.where(inside[..., None], other) for old, other in zip((theta, proxy), new, strict=True))
+        return theta, proxy, (draws / made).log()
 
     def _joint(
         self, poses: Float[Tensor, "component observation element"], x: dict[str, Tensor], draws: int
