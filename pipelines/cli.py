@@ -292,13 +292,15 @@ def _job(config: str, sets: list[str] | None, workdir: Path | None) -> tuple[Job
 
 
 def _forward(simulator: str) -> dict[str, Any]:
-    """The forward model of a name, or of a configuration with its prior and context."""
+    """The forward model of a name, or of a configuration with its prior, context and the symmetry that it trains with."""
     from ..simulators.campaign import Reference
 
     if not simulator.endswith((".yaml", ".yml")):
         return {"simulator": Reference(simulator).load()}
     job, _ = _job(simulator, None, None)
-    return {"simulator": job.simulator, "prior": job.prior, "context": job.context}
+    trained = job.config.train.symmetry
+    symmetry = trained.declared if trained else None
+    return {"simulator": job.simulator, "prior": job.prior, "context": job.context, "symmetry": symmetry}
 
 
 def _execute(config: str, stages: list[str], sets: list[str] | None, workdir: Path | None, strict: bool) -> None:
