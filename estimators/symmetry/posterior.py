@@ -36,7 +36,7 @@ _ENTRIES_AT_ONCE = 2**23  # of x, in one pass: what memory holds
 _PAIRS_AT_ONCE = 2**22  # of proxies and components
 _LEAST_CHAINS = 64  # of each observation, to see how they fare
 _COMPONENTS = 200, 1000  # of the mixture of proxies, for many observations and for few
-_ENTRIES_OF_ALL = 2**24  # of x, for the components of all observations
+_ENTRIES_OF_ALL = 2**22  # of x, for the components of all observations
 _PROXIES = 8  # of each theta, for its density
 _REDRAWS = 30  # of what lies outside the prior's support
 
