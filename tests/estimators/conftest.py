@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from simfer.data.batch import Batch
 from simfer.data.variables import Variable, Variables
+from simfer.estimators import checkpoints
 from simfer.estimators.base import Estimator
 from simfer.estimators.direct import DirectPosterior
 from simfer.estimators.settings import EstimatorSettings
+from simfer.estimators.training import TrainingModule
 from simfer.simulators.prior import Prior
 
 
@@ -46,3 +50,24 @@ class Gaussian(Estimator):
 @pytest.fixture
 def gaussian() -> Callable[[Prior, Tensor], Gaussian]:
     return Gaussian
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which training ends with an error before a given step, with a checkpoint after every step before."""
+    step = TrainingModule.training_step
+
+    @contextmanager
+    def before(at: int) -> Iterator[None]:
+        def stopping(self: TrainingModule, rows: Batch, index: int) -> Tensor:
+            if self.global_step == at:
+                raise KeyError
+            return step(self, rows, index)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints, "_EVERY", 0.0)
+            patched.setattr(TrainingModule, "training_step", stopping)
+            with pytest.raises(KeyError):
+                yield
+
+    return before

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.distributions import Normal, Uniform
 
 import simfer
-from simfer.data.batch import Batch
 from simfer.data.errors import ShapeError, SymmetryError, UnsupportedError
 from simfer.data.variables import Variable, Variables
-from simfer.estimators import checkpoints
 from simfer.estimators.importance import refine
 from simfer.estimators.model import Model, build_estimator, load_model
 from simfer.estimators.settings import (
@@ -32,7 +30,6 @@ from simfer.estimators.symmetry.blur import Blur, build_blur
 from simfer.estimators.symmetry.gibbs import run_chains
 from simfer.estimators.symmetry.gnpe import GNPE
 from simfer.estimators.symmetry.posterior import GNPEPosterior
-from simfer.estimators.training import TrainingModule
 from simfer.simulators.elongated_source import ElongatedSource
 from simfer.simulators.families import LogUniform
 from simfer.simulators.prior import Prior
@@ -272,19 +269,10 @@ def test_every_kind_trains_saves_and_answers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["exact", "augmentation"])
-def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    whole, step = trained(settings(**KINDS[name]), epochs=3), TrainingModule.training_step
-
-    def stopping(self: TrainingModule, rows: Batch, index: int) -> Tensor:
-        if self.global_step == 12:
-            raise KeyError
-        return step(self, rows, index)
-
-    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingModule, "training_step", stopping)
-        with pytest.raises(KeyError):
-            trained(settings(**KINDS[name]), epochs=3, folder=tmp_path)
+def test_resumed_equals_uninterrupted(tmp_path: Path, interrupted: Any, name: str) -> None:
+    whole = trained(settings(**KINDS[name]), epochs=3)
+    with interrupted(12):
+        trained(settings(**KINDS[name]), epochs=3, folder=tmp_path)
     assert trained(settings(**KINDS[name]), epochs=3, folder=tmp_path).facts["loss"] == whole.facts["loss"]
 
 

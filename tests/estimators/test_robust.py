@@ -16,7 +16,6 @@ from simfer.data.batch import Batch
 from simfer.data.errors import UnsupportedError
 from simfer.data.loaders import as_batch
 from simfer.data.variables import COUNT
-from simfer.estimators import checkpoints
 from simfer.estimators.base import seeded
 from simfer.estimators.ensemble import Ensemble
 from simfer.estimators.model import Model, build_estimator
@@ -38,7 +37,6 @@ from simfer.estimators.settings import (
     TradesSettings,
     TrainingSettings,
 )
-from simfer.estimators.training import TrainingModule
 from simfer.simulators.prior import Prior
 from simfer.simulators.robust_gaussian_linear import RobustGaussianLinear
 
@@ -289,24 +287,14 @@ def test_draws_are_a_function_of_seed_and_step() -> None:
 
 
 @pytest.mark.parametrize("name", ROBUST)
-def test_resumed_equals_uninterrupted(line, rng, tmp_path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    at, theta = 25, line.prior.sample(400, rng)
+def test_resumed_equals_uninterrupted(line, rng, tmp_path, interrupted, name: str) -> None:
+    theta = line.prior.sample(400, rng)
     training = TrainingSettings(epochs=3, batch_size=20, **ROBUST[name])
     arguments: dict[str, Any] = {"prior": line.prior, "estimator": SETTINGS["maf"], "training": training, "seed": 4}
     x = line.simulate(theta, rng)["x"]
     whole = simfer.train(theta, x, **arguments)
-    step = TrainingModule.training_step
-
-    def stopping(self: TrainingModule, rows: Batch, index: int) -> Tensor:
-        if self.global_step == at:
-            raise KeyError
-        return step(self, rows, index)
-
-    monkeypatch.setattr(checkpoints, "_EVERY", 0.0)
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingModule, "training_step", stopping)
-        with pytest.raises(KeyError):
-            simfer.train(theta, x, **arguments, folder=tmp_path)
+    with interrupted(25):
+        simfer.train(theta, x, **arguments, folder=tmp_path)
     resumed = simfer.train(theta, x, **arguments, folder=tmp_path)
     assert resumed.facts["loss"] == whole.facts["loss"]
 
