@@ -127,7 +127,7 @@ class Variables:
             NotFiniteError: An entry is NaN or infinite.
         """
         named = arrays if isinstance(arrays, Mapping) else self._split(np.asarray(arrays), what)
-        self._check_names(named, what)
+        self.require_names(named, what)
         batched = {v.name: _batched(v, np.asarray(named[v.name]), what) for v in self.items}
         lengths = {name: len(array) for name, array in batched.items()}
         if len(set(lengths.values())) > 1:
@@ -136,7 +136,8 @@ class Variables:
             check_finite(array, f"{what}[{name!r}]")
         return batched
 
-    def _check_names(self, named: Mapping[str, Any], what: str) -> None:
+    def require_names(self, named: Mapping[str, Any], what: str) -> None:
+        """Raise a ShapeError unless exactly these variables are given."""
         missing = [name for name in self.names if name not in named]
         unknown = [str(name) for name in named if name not in self.names]
         if missing or unknown:

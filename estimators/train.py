@@ -56,8 +56,8 @@ def train(
         theta: Parameters, shape ``(rows, parameter)``, in the order of ``prior.names``, drawn from the prior; or a
             simulation store, or its path, which holds x as well: its usable rows are loaded, or streamed where they
             exceed the memory budget.
-        x: What was simulated, row by row: one array ``(rows, *shape)``, called ``x``, or a mapping of several. None
-            with a store.
+        x: What was simulated, row by row: one array ``(rows, *shape)``, of the only observable, called ``x`` if it has no
+            name; or a mapping of several. None with a store.
         prior: The prior theta was drawn from; a store knows it.
         groups: Numbers, one per row of arrays; rows of one group are not divided between training and validation. A store
             knows its own.
@@ -93,7 +93,7 @@ def train(
     else:
         if prior is None or x is None:
             raise ShapeError("`x` and `prior` must be given with theta as an array; only a store knows them")
-        named = _named(x)
+        named = _named(x, observables)
         learn, validate, mask = _arrays(np.asarray(theta, dtype=np.float64), named, prior, estimator, training, groups)
         observables = observables or _observables(named)
 
@@ -270,8 +270,11 @@ def _check_stored(store: SimulationStore, keep: np.ndarray, prior: Prior) -> Non
             _check_drawn(theta, prior)
 
 
-def _named(x: ArrayLike | Mapping[str, ArrayLike]) -> Arrays:
-    named = x if isinstance(x, Mapping) else {"x": x}
+def _named(x: ArrayLike | Mapping[str, ArrayLike], observables: Variables | None) -> Arrays:
+    only = observables.names[0] if observables and len(observables) == 1 else "x"
+    named = x if isinstance(x, Mapping) else {only: x}
+    if observables:
+        observables.require_names(named, "x")
     return {name: np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v) for name, v in named.items()}
 
 

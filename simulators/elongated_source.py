@@ -35,16 +35,16 @@ class ElongatedSource:
     """A comet in white noise; flux, width and length of the tail, position of the head in pixels from the corner, angle.
 
     Args:
-        noise: Standard deviation of the noise in a pixel.
+        noise: Standard deviation of the noise in a pixel; the peak of a source is about 3 % of its flux.
     """
 
     prior = Prior(
         {
-            "flux": LogUniform(100.0, 1000.0),
+            "flux": LogUniform(300.0, 1000.0),
             "width": Uniform(1.3, 2.0),
-            "length": Uniform(1.0, 2.5),
-            "column": Uniform(12.0, 20.0),
-            "row": Uniform(12.0, 20.0),
+            "length": Uniform(1.5, 3.0),
+            "column": Uniform(13.0, 19.0),
+            "row": Uniform(13.0, 19.0),
             "angle": Uniform(-math.pi, math.pi),
         },
         units={"width": "pixels", "length": "pixels", "column": "pixels", "row": "pixels", "angle": "rad"},
@@ -54,7 +54,9 @@ class ElongatedSource:
         "plane": PlaneMotion(by=("column", "row"), angle="angle", of="image", along=("column", "row"))
     }
 
-    def __init__(self, noise: float = 1.0) -> None:
+    observations: ClassVar[dict[str, dict[str, np.ndarray]]] = {}
+
+    def __init__(self, noise: float = 2.0) -> None:
         self.noise = noise
 
     def simulate(
@@ -78,3 +80,9 @@ def surface_brightness(theta: np.ndarray) -> np.ndarray:
     v = np.cos(angle) * across_rows - np.sin(angle) * across_columns
     tail = erfcx((width / length - u / width) / math.sqrt(2)) / (2 * length)
     return flux * tail * np.exp(-(u**2 + v**2) / (2 * width**2)) / (math.sqrt(2 * math.pi) * width)
+
+
+_EXAMPLE = np.array([[400.0, 1.6, 2.0, 15.0, 17.0, 2.0]])
+ElongatedSource.observations = {
+    "example": {"image": ElongatedSource().simulate(_EXAMPLE, np.random.default_rng(0))["image"][0]}
+}

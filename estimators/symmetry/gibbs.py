@@ -9,7 +9,10 @@ are stepped at once; the last state of each is kept.
 For a normal pose of sd s and a normal kernel of sd k the lag-1 autocorrelation is :math:`\rho = s^2 / (s^2 + k^2)`, and what is
 left of the start after n steps :math:`\rho^n`. So ``auto`` measures ρ among the chains and goes on until a hundredth of what the start
 was off, in units of the posterior's sd, is left, and until the chains of now and of half as many steps ago look alike
-(Kolmogorov-Smirnov). Dax et al. (ICLR 2022), https://arxiv.org/abs/2111.13139.
+(Kolmogorov-Smirnov).
+
+Of m chains that go on from the same state, each pair has the correlation :math:`\rho^{2 n}` after n steps, and the mean of all the
+variance of :math:`1 + (m - 1) \rho^{2 n}` times fewer draws. Dax et al. (ICLR 2022), https://arxiv.org/abs/2111.13139.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _LEFT = 0.01  # of the start, in units of the posterior's sd
 _FIRST = 6  # steps before anything can be measured
 _FAR, _MOST_APART = 10.0, 0.02  # sd from the median, by quartiles; share of chains
 _ALIKE = 1e-3  # p-value, over all observations and coordinates
+_KIN = 0.1  # that variances of means are larger by, for chains that have parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,11 @@ class Convergence:
     def trusted(self) -> bool:
         """Whether they have converged, and no chain stays apart from the others."""
         return self.converged and self.apart < _MOST_APART
+
+    def steps_to_part(self, many: int) -> int:
+        """Until as many chains from one state are worth a tenth fewer at most, by the slowest coordinate."""
+        rho = min(max(*self.autocorrelation, 1e-6), 1 - 1e-6)
+        return max(1, math.ceil(math.log(max(many - 1, 1e-6) / _KIN) / (-2 * math.log(rho))))
 
     def __str__(self) -> str:
         lag = ", ".join(f"{rho:.2f}" for rho in self.autocorrelation)

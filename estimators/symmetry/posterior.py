@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...data.errors import ShapeError, UnsupportedError
 from ..base import Posterior, XLike, seeded
+from ..settings import SymmetrySettings
 from .gibbs import Convergence, run_chains
 from .gnpe import GNPE
 
@@ -35,6 +36,7 @@ logger = logging.getLogger("simfer.estimators.symmetry")
 _ENTRIES_AT_ONCE = 2**23  # of x, in one pass: what memory holds
 _PAIRS_AT_ONCE = 2**22  # of proxies and components
 _LEAST_CHAINS = 64  # of each observation, to see how they fare
+_SPREAD = 10  # draws that come from the same chain
 _COMPONENTS = 200, 1000  # of the mixture of proxies, for many observations and for few
 _ENTRIES_OF_ALL = 2**22  # of x, for the components of all observations
 _PROXIES = 8  # of each theta, for its density
@@ -86,10 +88,25 @@ class GNPEPosterior(Posterior):
         poses: Float[Tensor, "chain observation element"] | None = None,
         progress: Callable[[int], None] = lambda steps: None,
     ) -> Float[Tensor, "*sample_shape observation parameter"]:
-        """The last states of as many chains; ``poses`` is where they begin, the start's draws when None."""
+        """Draws from chains that have converged.
+
+        Each is the last state of a chain of its own where ``iterations`` or ``poses`` are given. Else a tenth as many chains
+        are run until they have converged, and every one goes on as ten, for as many steps as these need to part.
+
+        Args:
+            sample_shape: Of the draws of each observation.
+            x: Observations.
+            seed: Of all randomness; torch's own generator when None.
+            show_progress_bars: Without meaning here; see ``progress``.
+            poses: Where chains begin, one of each draw; the start's draws when None.
+            progress: Called with the number of steps made.
+        """
         draws, rows = math.prod(sample_shape), self._on_device(x)
         with torch.no_grad(), seeded(seed):
-            theta = self._chains(rows, max(draws, _LEAST_CHAINS), poses, progress)[:draws]
+            if poses is not None or self._iterations is not None:
+                theta = self._chains(rows, max(draws, _LEAST_CHAINS), poses, progress)[:draws]
+            else:
+                theta = self._spread(rows, draws, progress)
         return theta.reshape(*sample_shape, *theta.shape[1:])
 
     def sample_with_log_prob(
@@ -156,8 +173,7 @@ class GNPEPosterior(Posterior):
     def _chains(
         self, x: dict[str, Tensor], chains: int, poses: Tensor | None, progress: Callable[[int], None] = lambda n: None
     ) -> Float[Tensor, "chain observation parameter"]:
-        symmetry, how = self.estimator.blur.symmetry, self.estimator.settings.symmetry
-        assert how is not None
+        symmetry = self.estimator.blur.symmetry
         first = self.estimator.first_poses(x, chains) if poses is None else poses.to(next(iter(x.values())).device)
         theta = self.estimator.placed(first)
         back = symmetry.group.inverse(first[0]).repeat(len(first), 1)
@@ -167,15 +183,40 @@ class GNPEPosterior(Posterior):
             return symmetry.group.coordinates(symmetry.group.compose(back, g)).unflatten(0, theta.shape[:2])
 
         def step(theta: Tensor) -> tuple[Tensor, Tensor]:
-            proposed = self._of_rows(lambda x, g: self.estimator.draw(x, g), x, self._proxy_of(theta))
-            inside = self.prior.contains(proposed)
-            return proposed.where(inside[..., None], theta), inside
+            return self._step(x, theta)
 
-        iterations = None if how.iterations == "auto" else how.iterations
-        theta, self.diagnostics = run_chains(step, theta, coordinates, iterations, how.most, progress)
+        theta, self.diagnostics = run_chains(step, theta, coordinates, self._iterations, self._how.most, progress)
         if not self.diagnostics.trusted:
             logger.warning("%s", self.diagnostics)
         return theta
+
+    def _spread(
+        self, x: dict[str, Tensor], draws: int, progress: Callable[[int], None]
+    ) -> Float[Tensor, "draw observation parameter"]:
+        """Draws of few chains, every one of which goes on as several."""
+        chains = self._chains(x, max(math.ceil(draws / _SPREAD), _LEAST_CHAINS), None, progress)
+        assert self.diagnostics is not None
+        theta = chains.repeat(math.ceil(draws / len(chains)), 1, 1)[:draws]
+        for _ in range(self.diagnostics.steps_to_part(math.ceil(draws / len(chains)))):
+            theta, _ = self._step(x, theta)
+            progress(1)
+        return theta
+
+    def _step(self, x: dict[str, Tensor], theta: Float[Tensor, "chain observation parameter"]) -> tuple[Tensor, Tensor]:
+        """Blurs poses and draws from there; and which chains moved, the others being about to leave the prior's support."""
+        proposed = self._of_rows(lambda x, g: self.estimator.draw(x, g), x, self._proxy_of(theta))
+        inside = self.prior.contains(proposed)
+        return proposed.where(inside[..., None], theta), inside
+
+    @property
+    def _how(self) -> SymmetrySettings:
+        how = self.estimator.settings.symmetry
+        assert how is not None
+        return how
+
+    @property
+    def _iterations(self) -> int | None:
+        return None if self._how.iterations == "auto" else self._how.iterations
 
     def _proxy_of(self, theta: Float[Tensor, "chain observation parameter"]) -> Tensor:
         flat = theta.flatten(0, 1)

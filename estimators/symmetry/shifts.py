@@ -43,13 +43,23 @@ def shifted(x: Float[Tensor, "*shape"], bins: Float[Tensor, "..."], axis: int) -
     """x shifted along an axis, by as many bins as ``bins`` says, which has length 1 along that axis."""
     size = x.shape[axis]
     spectrum = torch.fft.rfft(x, dim=axis)
-    return torch.fft.irfft(spectrum * _phase(bins.to(x.device), size, x.ndim, axis).to(spectrum), n=size, dim=axis)
+    return torch.fft.irfft(spectrum * _phase(bins.to(x.device), size, axis).to(spectrum), n=size, dim=axis)
 
 
-def _phase(bins: Float[Tensor, "..."], size: int, ndim: int, axis: int) -> Shaped[Tensor, "..."]:
-    frequency = torch.arange(size // 2 + 1, device=bins.device, dtype=bins.dtype)
-    frequency = frequency.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])
-    angle = -2 * math.pi / size * (frequency * bins)
-    phase = torch.polar(torch.ones_like(angle), angle)
-    sign = 1 - 2 * (bins.abs().round() % 2)
-    return torch.where(frequency * 2 == size, sign, phase)
+def _phase(bins: Float[Tensor, "..."], size: int, axis: int) -> Shaped[Tensor, "..."]:
+    count = size // 2 + 1
+    angle = -2 * math.pi / size * bins
+    phase = _powers(torch.polar(torch.ones_like(angle), angle), count, axis)
+    if size % 2 == 0:
+        sign = 1 - 2 * (bins.abs().round() % 2)
+        phase.narrow(axis, count - 1, 1).copy_(sign)
+    return phase
+
+
+def _powers(z: Shaped[Tensor, "..."], count: int, axis: int) -> Shaped[Tensor, "..."]:
+    """1, z, z², … along an axis: each doubling takes one product, where a cosine and a sine of all would take ten times as long."""
+    powers, power = torch.ones_like(z), z
+    while powers.shape[axis] < count:
+        powers = torch.cat([powers, powers * power], axis)
+        power = power * power
+    return powers.narrow(axis, 0, count)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 from torch.distributions import Normal, Uniform
@@ -27,7 +29,7 @@ from simfer.estimators.settings import (
     TrainingSettings,
 )
 from simfer.estimators.symmetry.blur import Blur, build_blur
-from simfer.estimators.symmetry.gibbs import run_chains
+from simfer.estimators.symmetry.gibbs import Convergence, run_chains
 from simfer.estimators.symmetry.gnpe import GNPE
 from simfer.estimators.symmetry.posterior import GNPEPosterior
 from simfer.simulators.elongated_source import ElongatedSource
@@ -120,6 +122,18 @@ def test_chains_that_have_not_converged_say_so() -> None:
     assert "NOT converged" in str(found)
 
 
+@pytest.mark.parametrize("rho", [0.1, 0.5, 0.9])
+def test_chains_from_one_state_part(rho: float) -> None:
+    """The mean of ten of them has at most a tenth more than the variance of ten independent ones."""
+    found = Convergence(10, (rho,), 10, 1.0, 1.0, 1.0, 0.0)
+    chains = torch.randn(1, 20_000).double().expand(10, -1)
+    for _ in range(found.steps_to_part(10)):
+        chains = rho * chains + math.sqrt(1 - rho**2) * torch.randn_like(chains)
+    assert float(chains.mean(0).var()) * 10 < 1.1 + 4 * math.sqrt(2 / 20_000)
+    assert float(chains.var()) == pytest.approx(1.0, abs=0.03)
+    assert found.steps_to_part(1) == 1
+
+
 class Turning:
     """Points turned by one angle, scaled by a factor that scales a second parameter along."""
 
@@ -197,6 +211,18 @@ def test_a_moved_observation_moves_the_draws_exactly(model: Model) -> None:
     plain = trained(settings().model_copy(update={"symmetry": None}), rows=2000, epochs=25).posterior
     here, there = (plain.sample_batched((100,), given, seed=1) for given in (x, moved))
     assert float((there[..., 1] - here[..., 1] - 4 * BIN).abs().mean()) > 0.01
+
+
+def test_few_chains_that_go_on_as_many_have_the_law_of_many(model: Model) -> None:
+    _, x = pairs(3, seed=6)
+    posterior = model.posterior
+    assert isinstance(posterior, GNPEPosterior)
+    few = posterior.sample_batched((2000,), x, seed=1)
+    poses = model.estimator.first_poses({"x": torch.from_numpy(x).float()}, 2000)
+    many = posterior.sample_batched((2000,), x, seed=2, poses=poses)
+    for k, parameter in itertools.product(range(3), range(2)):
+        assert scipy.stats.ks_2samp(few[:, k, parameter], many[:, k, parameter]).pvalue > 1e-4
+    assert len(few[:, 0].unique(dim=0)) > 1900  # but for draws that would have left the prior
 
 
 def grid(side: int = 200) -> tuple[np.ndarray, float]:

@@ -106,6 +106,15 @@ def test_bad_arrays_are_named(line, pairs, spoil, error, match) -> None:
         simfer.train(*spoil(*pairs), line.prior, estimator=ESTIMATOR)
 
 
+def test_an_array_is_the_only_observable(line, pairs) -> None:
+    named = simfer.Variables([simfer.Variable("signal", pairs[1].shape[1:])])
+    quick = TrainingSettings(epochs=1)
+    model = simfer.train(*pairs, line.prior, estimator=ESTIMATOR, training=quick, observables=named)
+    assert model.posterior.sample((5,), pairs[1][0], seed=0).shape == (5, 2)
+    with pytest.raises(ShapeError, match="`x` must have exactly the variables signal; missing: signal; unknown: y"):
+        simfer.train(pairs[0], {"y": pairs[1]}, line.prior, estimator=ESTIMATOR, observables=named)
+
+
 def test_theta_outside_the_prior_is_named(pairs) -> None:
     prior = simfer.Prior({name: torch.distributions.Uniform(0.0, 10.0) for name in "ab"})
     with pytest.raises(ShapeError, match="must lie in the prior's support; row"):
