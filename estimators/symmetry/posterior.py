@@ -103,10 +103,7 @@ class GNPEPosterior(Posterior):
         """
         draws, rows = math.prod(sample_shape), self._on_device(x)
         with torch.no_grad(), seeded(seed):
-            if poses is not None or self._iterations is not None:
-                theta = self._chains(rows, max(draws, _LEAST_CHAINS), poses, progress)[:draws]
-            else:
-                theta = self._spread(rows, draws, progress)
+            theta = self._converged(rows, draws, poses, progress)
         return theta.reshape(*sample_shape, *theta.shape[1:])
 
     def sample_with_log_prob(
@@ -170,8 +167,15 @@ class GNPEPosterior(Posterior):
         device = next(self.network.parameters()).device
         return {name: values.to(device) for name, values in self._rows(x).items()}
 
+    def _converged(
+        self, x: dict[str, Tensor], draws: int, poses: Tensor | None, progress: Callable[[int], None] = lambda n: None
+    ) -> Float[Tensor, "draw observation parameter"]:
+        if poses is not None or self._iterations is not None:
+            return self._chains(x, max(draws, _LEAST_CHAINS), poses, progress)[:draws]
+        return self._spread(x, draws, progress)
+
     def _chains(
-        self, x: dict[str, Tensor], chains: int, poses: Tensor | None, progress: Callable[[int], None] = lambda n: None
+        self, x: dict[str, Tensor], chains: int, poses: Tensor | None, progress: Callable[[int], None]
     ) -> Float[Tensor, "chain observation parameter"]:
         symmetry = self.estimator.blur.symmetry
         first = self.estimator.first_poses(x, chains) if poses is None else poses.to(next(iter(x.values())).device)
@@ -231,7 +235,7 @@ class GNPEPosterior(Posterior):
             entries = len(next(iter(x.values()))) * sum(v.size for v in self.observables)
             components = min(most, max(fewest, _ENTRIES_OF_ALL // entries))
             with torch.no_grad(), seeded(0):
-                chains = self._chains(x, components, None)
+                chains = self._converged(x, components, None)
                 poses = self.estimator.blur.symmetry.pose(chains.flatten(0, 1)).unflatten(0, chains.shape[:2])
                 inside = self.prior.contains(self._joint(poses, x, components)[0]).double().mean(0)
             self._known = _Proxies(key, poses, inside.clamp(min=1 / components).log())
