@@ -32,6 +32,7 @@ from .likelihood_ensemble import LikelihoodEnsemble
 from .members import member_seeds
 from .potential import LikelihoodEstimator
 from .settings import EstimatorSettings
+from .symmetry.assumed import assumed_symmetry
 from .symmetry.gnpe import GNPE
 
 _RANGE = "range:"  # before the names of the training data's ranges in the file of weights
@@ -56,6 +57,7 @@ class Model:
         """Ready to be asked; warns where an observation lies outside the training data."""
         posterior = self.estimator.posterior(self.prior)
         posterior.ranges = self.estimator.seen
+        posterior.assumed = assumed_symmetry(self.prior, self.estimator.observables, self.estimator.settings)
         return posterior
 
     def to(self, device: str | torch.device) -> Model:

@@ -13,22 +13,21 @@ from ..data.errors import SimulatorError
 from ..data.files import remove
 from ..data.store import SimulationStore
 from ..data.variables import Arrays, Variables
-from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from ..simulators.recorded import Recorded
-from .config import Config, RefineConfig
+from .config import Config
 from .filling import fill
 from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
+from .refining import pose_shifts, refine_draws
 from .rounds import numbers_of, run_rounds, simulations_of
 
 if TYPE_CHECKING:
     from ..diagnostics.attacks import AttackSet
     from ..estimators.base import Posterior
-    from ..estimators.importance import Refined
     from ..estimators.model import Model
 
 Numbers = dict[str, Any]
@@ -321,7 +320,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     outside = _outside(posterior, seen, reporter)
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.one_observation, seed=config.seed)
     theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
-    refined = _refined(job, posterior, reporter)
+    refined = refine_draws(job, posterior, reporter)
     if refined and not refined.refusal:
         theta, log_density = refined.resample(config.infer.draws, np.random.default_rng((config.seed, 8)))
     prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 6)))
@@ -338,7 +337,8 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     }
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
-        numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
+        moved = pose_shifts(refined, parameters.names, amortised, theta, reporter)
+        numbers |= {"amortised": summarise(amortised, parameters.names), "refine": {**refined.to_json(), **moved}}
     if config.infer.predictive and isinstance(job.simulator, Imported):
         reporter.say("predictive: no check, because imported simulations come without a simulator to replicate data by")
     elif config.infer.predictive:
@@ -363,46 +363,6 @@ def _outside(posterior: Posterior, x: Arrays, reporter: Reporter) -> list[str]:
     if entries:
         reporter.say(f"infer: {advice(1, entries, 1)}", style="yellow")
     return [str(entry) for entry in entries]
-
-
-def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:
-    from ..estimators.adaptive import refine_adaptively
-    from ..estimators.importance import refine
-
-    if not job.config.infer.refine:
-        return None
-    assert isinstance(job.simulator, HasLikelihood)  # make_job has seen to it
-    assert job.observation is not None
-    known, observables, context = job.simulator, job.simulator.observables.names, tuple(job.observed_context)
-
-    def log_likelihood(theta: np.ndarray, seen: Arrays) -> np.ndarray:
-        parts = ({name: seen[name] for name in names} for names in (observables, context) if names)
-        return known.log_likelihood(theta, *parts)
-
-    infer, seed = job.config.infer, job.config.seed
-    if isinstance(infer.refine, RefineConfig):
-        how = infer.refine
-        refined = refine_adaptively(
-            posterior,
-            log_likelihood,
-            job.observation,
-            method=how.method,
-            ess=how.ess or infer.draws,
-            likelihoods=how.likelihoods,
-            seconds=how.seconds,
-            seed=seed,
-        )
-    else:
-        refined = refine(posterior, log_likelihood, job.observation, draws=infer.draws, seed=seed)
-    if refined.refusal:
-        reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
-    else:
-        reporter.say(
-            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals by {refined.method} "
-            f"({refined.likelihoods:,} likelihoods), "
-            f"log evidence {refined.log_evidence:.3f} ± {refined.log_evidence_sd:.3f}"
-        )
-    return refined
 
 
 def _log_probs(values: np.ndarray) -> Any:
