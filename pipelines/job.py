@@ -182,7 +182,7 @@ def _with_symmetry(config: Config, simulator: Simulator, prior: Prior) -> Config
         ("`rounds` truncate the prior, which a symmetry moves", config.train.rounds > 1),
         ("`on_invalid: impute` lets entries be missing, which cannot be moved", config.simulate.on_invalid == "impute"),
         (
-            "the check `attack` needs gradients, which Gibbs chains have not",
+            "the check `attack` needs gradients, which Gibbs chains have not, and `by: augmentation` has",
             given.by == "proxies" and any(check.name == "attack" for check in config.diagnose.checks),
         ),
     ):

@@ -27,6 +27,7 @@ from .rounds import numbers_of, run_rounds, simulations_of
 
 if TYPE_CHECKING:
     from ..diagnostics.attacks import AttackSet
+    from ..diagnostics.calibration import CalibrationSet
     from ..estimators.base import Posterior
     from ..estimators.model import Model
 
@@ -236,22 +237,25 @@ def _posterior(job: Job, folder: RunFolder) -> Posterior:
     return posterior.with_sampler(sampler) if sampler and isinstance(posterior, MCMCPosterior) else posterior
 
 
-def _sampled(stage: str, posterior: Posterior, reporter: Reporter) -> Numbers:
-    """How its Markov chains fared, if it has some."""
+def _fared(posterior: Posterior) -> Any:
+    """How its last Markov chains fared; None if it has none."""
     from ..estimators.mcmc import MCMCPosterior
     from ..estimators.symmetry.posterior import GNPEPosterior
 
-    if not isinstance(posterior, MCMCPosterior | GNPEPosterior) or posterior.diagnostics is None:
+    return posterior.diagnostics if isinstance(posterior, MCMCPosterior | GNPEPosterior) else None
+
+
+def _sampled(stage: str, fared: Any, reporter: Reporter) -> Numbers:
+    if fared is None:
         return {}
-    reporter.say(f"{stage}: {posterior.diagnostics}")
-    return {"sampler": posterior.diagnostics.to_json()}
+    reporter.say(f"{stage}: {fared}")
+    return {"sampler": fared.to_json()}
 
 
 def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.loaders import valid_rows
     from ..data.splits import held_out
     from ..diagnostics.attacks.check import ask
-    from ..diagnostics.calibration import CalibrationSet
 
     config = job.config
     if not job.checks:
@@ -260,14 +264,32 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
-    calibration = CalibrationSet.draw(posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
+    calibration, sampled = _calibration(job, posterior, theta, x, reporter)
     calibration.save(folder / "calibration.zarr")
-    sampled = _sampled("diagnose", posterior, reporter)
     attacked = _attacked(job, posterior, theta, x, folder, reporter)
     results = [ask(check, calibration, attacked) for check in job.checks]
     for result in results:
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
     return {"pairs": calibration.pairs, "checks": {result.name: result.to_json() for result in results}, **sampled}
+
+
+def _calibration(
+    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, reporter: Reporter
+) -> tuple[CalibrationSet, Numbers]:
+    """The calibration set, and how the Markov chains fared that drew it: the first portion not to be trusted, if one."""
+    from ..diagnostics.calibration import CalibrationSet
+
+    fared: list[Any] = []
+    with reporter.bar("diagnose", len(theta), "pairs") as meter:
+
+        def drawn(pairs: int) -> None:
+            meter(pairs)
+            fared.append(_fared(posterior))
+
+        draws, seed = job.config.diagnose.draws, job.config.seed
+        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, progress=drawn)
+    worst = min(fared, key=lambda one: one is None or one.trusted)
+    return calibration, _sampled("diagnose", worst, reporter)
 
 
 def _attacked(
@@ -333,7 +355,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     numbers: Numbers = {
         "posterior": summarise(theta, parameters.names),
         "outside_training": outside,
-        **_sampled("infer", posterior, reporter),
+        **_sampled("infer", _fared(posterior), reporter),
     }
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
