@@ -180,7 +180,8 @@ class Standard(Posterior):
 
 @pytest.mark.parametrize(("at_once", "portions"), [(None, [70]), (30, [30, 30, 10]), (70, [70])])
 def test_pairs_are_asked_in_portions_that_share_no_random_numbers(at_once: int | None, portions: list[int]) -> None:
-    x, told = np.arange(70.0), []
+    x = np.arange(70.0)
+    told: list[int] = []
     found = CalibrationSet.draw(Standard(at_once), x[:, None] + 1.0, x, draws=25, seed=3, progress=told.append)
     assert told == portions
     np.testing.assert_allclose(found.log_q_theta, -0.5)
