@@ -14,6 +14,9 @@ from .errors import NotFiniteError, ShapeError
 Arrays = dict[str, np.ndarray]
 
 RESERVED = frozenset({"theta", "status", "runtime", "reason", "parameter", "simulation", "context", "u", "group"})
+RESERVED_IN_RESULTS = frozenset(
+    {"chain", "draw", "observation", "lp"}
+)  # beside parameters there, which would take their place
 
 
 @dataclass(frozen=True, slots=True)

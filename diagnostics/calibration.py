@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +61,16 @@ class CalibrationSet:
 
     @classmethod
     def draw(
-        cls, posterior: Posterior, theta: np.ndarray, x: XLike, *, draws: int = 1000, seed: int = 0
+        cls,
+        posterior: Posterior,
+        theta: np.ndarray,
+        x: XLike,
+        *,
+        draws: int = 1000,
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda pairs: None,
     ) -> CalibrationSet:
-        """Draw from the posterior of every pair, in one vectorised pass.
+        """Draw from the posterior of every pair, in one vectorised pass, or in portions of `Posterior.at_once`.
 
         Args:
             posterior: The one to be checked.
@@ -70,20 +78,20 @@ class CalibrationSet:
             x: One row per pair, simulated at ``theta``.
             draws: How many draws per pair.
             seed: Of the draws.
+            progress: Called with the number of pairs drawn since the last call.
         """
+        theta = np.asarray(theta, dtype=np.float64)
         rows = posterior.observables.rows(x, finite=not posterior.imputes)
         with warnings.catch_warnings():  # held-out simulations exceed those trained on now and then
             warnings.simplefilter("ignore", OutsideTrainingWarning)
-            sampled, log_q_draws = posterior.sample_with_log_prob((draws,), rows, seed=seed)
-            log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], rows)[0]
-        return cls(
-            posterior.parameters,
-            np.asarray(theta, dtype=np.float64),
-            _flat(rows, posterior.observables),
-            sampled.cpu().numpy().swapaxes(0, 1),
-            log_q_theta.cpu().numpy(),
-            log_q_draws.cpu().numpy().T,
-        )
+            parts = []
+            for part, own in _portions(len(theta), posterior.at_once, seed):
+                asked = {name: values[part] for name, values in rows.items()}
+                parts.append(_asked(posterior, theta[part], asked, draws, own))
+                progress(len(parts[-1][0]))
+        sampled, log_q_theta, log_q_draws = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        x_of_pairs = _flat(rows, posterior.observables)
+        return cls(posterior.parameters, theta, x_of_pairs, sampled, log_q_theta, log_q_draws)
 
     def save(self, path: Path) -> None:
         """Write as a DataTree in Zarr: ``posterior``, ``sample_stats``, ``truth`` and ``observed_data``."""
@@ -114,6 +122,24 @@ class CalibrationSet:
             truth["lp"].to_numpy(),
             found["sample_stats"]["lp"].to_numpy()[:, 0],
         )
+
+
+def _portions(pairs: int, at_once: int | None, seed: int) -> list[tuple[slice, int]]:
+    """Which pairs are asked together, and the seed of each portion."""
+    if at_once is None or at_once >= pairs:
+        return [(slice(pairs), seed)]
+    starts = range(0, pairs, at_once)
+    seeds = np.random.SeedSequence((seed, 12)).generate_state(len(starts))
+    return [(slice(start, start + at_once), int(own)) for start, own in zip(starts, seeds, strict=True)]
+
+
+def _asked(
+    posterior: Posterior, theta: np.ndarray, x: Arrays, draws: int, seed: int
+) -> tuple[Float[np.ndarray, "pair draw parameter"], Float[np.ndarray, "pair"], Float[np.ndarray, "pair draw"]]:
+    """Draws of some pairs, and log q of the truths and of the draws."""
+    sampled, log_q_draws = posterior.sample_with_log_prob((draws,), x, seed=seed)
+    log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], x)[0]
+    return sampled.cpu().numpy().swapaxes(0, 1), log_q_theta.cpu().numpy(), log_q_draws.cpu().numpy().T
 
 
 def _flat(rows: Arrays, observables: Variables) -> np.ndarray:

@@ -144,7 +144,13 @@ def refine_adaptively(
         found = _drawn(target, proposal, wanted, portion, rng, found, stubborn=method == "importance")
     if method != "importance" and alone:
         proposal, found = _better(target, found, method, wanted, portion, rng)
-    facts = {"likelihoods": target.spent, "method": method, "network_efficiency": alone, "spent": target.out_of}
+    facts = {
+        "likelihoods": target.spent,
+        "method": method,
+        "network_efficiency": alone,
+        "spent": target.out_of,
+        "assumed": posterior.assumed,
+    }
     return summarised(found.theta, found.log_joint, _log_weights(proposal, found), **facts)
 
 

@@ -23,6 +23,7 @@ from .settings import EstimatorSettings
 
 if TYPE_CHECKING:
     from .conditional import Conditional, Marginal
+    from .symmetry.assumed import AssumedSymmetry
 
 _USUAL_OUTSIDE = 0.01  # share of rows beyond the training data that is not worth a word: others of the same simulator
 
@@ -117,8 +118,10 @@ class Posterior(ABC):
     prior: Prior
     imputes: bool = False  # whether x may hold what is not finite
     ranges: Ranges | None = None  # of the data it was trained on
+    at_once: int | None = None  # observations that are asked together where time left is told; all when None
     normalised: bool = True  # whether `log_prob` integrates to one over theta
-    differentiable: bool = True  # whether `log_prob` has a gradient, in theta and in x
+    differentiable: bool = True  # whether `log_prob` has a gradient, in theta and in x, and is smooth
+    assumed: AssumedSymmetry | None = None  # that it was trained with
     _default_x: dict[str, Tensor] | None = None
     _told: str = ""
 

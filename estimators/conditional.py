@@ -80,9 +80,11 @@ class Marginal:
 
     Raises:
         ShapeError: No such parameter, or none is left out.
+        UnsupportedError: The density is too rough to be integrated.
     """
 
     def __init__(self, posterior: Posterior, names: tuple[str, ...], x: dict[str, Tensor]) -> None:
+        _require_smooth("marginal", posterior)
         self.names = names
         self._slice = Slice(posterior, names, x, 0)
 
@@ -111,8 +113,9 @@ def condition(
 
     Raises:
         ShapeError: No such parameter, or none is left.
-        UnsupportedError: The values lie where the posterior has no mass, or the integral cannot be trusted.
+        UnsupportedError: No mass at these values, or an integral that cannot be trusted.
     """
+    _require_smooth("conditional", posterior)
     slice_ = Slice(posterior, tuple(given), x, seed)
     cut = slice_.at(torch.tensor([float(given[name]) for name in slice_.known], dtype=torch.float64))
     integral = cut.integrate(seed)
@@ -369,6 +372,14 @@ def _proposed(density: Density, loc: Tensor, factor: Tensor, rows: int) -> tuple
 
 def _ess(log_weights: Tensor) -> float:
     return float(1 / log_weights.softmax(0).square().sum())
+
+
+def _require_smooth(what: str, posterior: Posterior) -> None:
+    if not posterior.differentiable:
+        raise UnsupportedError(
+            f"a {what} density needs one that can be integrated, and that of {type(posterior).__name__} is a mean over random "
+            "poses: take columns of `sample`, or ask a network that was trained without `symmetry` or with `symmetry: {by: augmentation}`"
+        )
 
 
 def _rows(theta: Tensor, names: tuple[str, ...]) -> tuple[Tensor, torch.Size]:

@@ -32,6 +32,7 @@ from ..data.exporting import new_file
 from ..simulators.families import FAMILIES
 from ..simulators.prior import Prior
 from .direct import DirectEstimator, log_prob
+from .symmetry.gnpe import GNPE
 
 if TYPE_CHECKING:
     from .model import Model
@@ -132,6 +133,11 @@ def _on_cpu(model: Model) -> Any:
         UnsupportedError: What it is made of cannot be written.
     """
     estimator = model.estimator
+    if isinstance(estimator, GNPE):
+        raise UnsupportedError(
+            "`export` needs a density of theta given x, and with `symmetry` draws come from Gibbs chains: train with "
+            "`symmetry: {by: augmentation}`, or without, and export that"
+        )
     if not isinstance(estimator, DirectEstimator):
         raise UnsupportedError(
             f"`export` needs a density of theta given x; `{estimator.settings.method}` has none: use npe"

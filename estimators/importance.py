@@ -25,8 +25,10 @@ from ..data.errors import UnsupportedError
 from ..data.variables import Arrays
 from ..simulators.prior import Prior
 from .base import Posterior
+from .symmetry.assumed import AssumedSymmetry
 
 LARGEST_PARETO_K = 0.7
+LEAST_EFFICIENCY = 0.01  # of the network's draws: below, it hardly knows the posterior
 LEAST_ESS = 400.0  # below, even a median is uncertain by a twentieth of a standard deviation
 _MOST_PROPOSALS = 20  # per draw asked for
 
@@ -49,6 +51,7 @@ class Refined:
         method: What the proposals are draws of.
         network_efficiency: ESS per draw of the network alone, where that is not what `efficiency` is of.
         spent: What ran out before the ESS was reached; empty where nothing did.
+        assumed: The symmetry that the network was trained with, if one.
     """
 
     proposals: Float[np.ndarray, "proposal parameter"]
@@ -62,6 +65,7 @@ class Refined:
     method: str = "importance"
     network_efficiency: float | None = None
     spent: str = ""
+    assumed: AssumedSymmetry | None = None
 
     @property
     def efficiency(self) -> float:
@@ -72,7 +76,15 @@ class Refined:
     def refusal(self) -> str:
         """Why these weights cannot be trusted; empty when they can."""
         why = self._distrust
-        return f"{why}; {self.spent}" if why and self.spent else why
+        return "; ".join(part for part in (why, self.spent, self.suspicion) if part) if why else ""
+
+    @property
+    def suspicion(self) -> str:
+        """What may be wrong with a network that was trained with a symmetry, where few of its draws are worth anything."""
+        share = self.efficiency if self.network_efficiency is None else self.network_efficiency
+        if self.assumed is None or not (self._distrust or share < LEAST_EFFICIENCY):
+            return ""
+        return self.assumed.suspicion
 
     @property
     def _distrust(self) -> str:
@@ -99,6 +111,7 @@ class Refined:
             "likelihoods": self.likelihoods,
             "network_efficiency": self.network_efficiency,
             "refusal": self.refusal,
+            "suspicion": self.suspicion,
             "proposals": len(self.log_weights),
             "ess": self.ess,
             "efficiency": self.efficiency,
@@ -140,7 +153,7 @@ def refine(
         if effective(log_weights) >= draws or not np.isfinite(log_weights).any():
             break
     theta, log_joint = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return summarised(theta, log_joint, log_weights)
+    return summarised(theta, log_joint, log_weights, assumed=posterior.assumed)
 
 
 def _weighted(

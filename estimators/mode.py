@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.errors import UnsupportedError
 from .base import Posterior
 
 _DRAWS = 1000
@@ -33,7 +34,15 @@ def find_modes(
         x: One row per observation.
         starts: How many points to climb from, the best of 1,000 draws.
         seed: Of the draws.
+
+    Raises:
+        UnsupportedError: The density has no gradients.
     """
+    if not posterior.differentiable:
+        raise UnsupportedError(
+            f"`map` needs a density with gradients, which {type(posterior).__name__} has not, asked through chains: take the draw "
+            "of the largest `log_prob`, or ask a network that was trained without `symmetry` or with `symmetry: {by: augmentation}`"
+        )
     draws, lp = posterior.sample_with_log_prob((_DRAWS,), x, seed=seed)
     z = posterior.prior.to_unconstrained(draws)
     best = lp.topk(min(starts, _DRAWS), dim=0).indices[..., None].expand(-1, -1, z.shape[-1])

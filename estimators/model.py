@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from .likelihood_ensemble import LikelihoodEnsemble
 from .members import member_seeds
 from .potential import LikelihoodEstimator
 from .settings import EstimatorSettings
+from .symmetry.assumed import assumed_symmetry
 from .symmetry.gnpe import GNPE
+from .symmetry.own import with_object
 
 _RANGE = "range:"  # before the names of the training data's ranges in the file of weights
 
@@ -56,6 +58,7 @@ class Model:
         """Ready to be asked; warns where an observation lies outside the training data."""
         posterior = self.estimator.posterior(self.prior)
         posterior.ranges = self.estimator.seen
+        posterior.assumed = assumed_symmetry(self.prior, self.estimator.observables, self.estimator.settings)
         return posterior
 
     def to(self, device: str | torch.device) -> Model:
@@ -117,14 +120,15 @@ def load_model(
     folder: str | Path,
     device: str | torch.device = "cpu",
     *,
-    modules: Mapping[str, Callable[..., nn.Module]] | None = None,
+    modules: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a model folder. Nothing that its files name is imported.
 
     Args:
         folder: As `Model.save` wrote it, on whatever device.
         device: Where it is to be asked.
-        modules: The classes of the user's own that the model is built of, by the names it has for them or by their own.
+        modules: The classes of networks and the symmetry of the user's own that the model is built of, by the names it has for
+            them or by their own.
 
     Raises:
         MissingFileError: No model there, or a file of it is missing.
@@ -136,7 +140,7 @@ def load_model(
     described, weights = read_model(Path(folder))
     try:
         settings = EstimatorSettings.model_validate(described["estimator"])
-        settings = settings.model_copy(update={"embedding": with_classes(settings.embedding, modules or {})})
+        settings = _with_own(settings, modules or {})
         prior, observables = Prior.from_json(described["prior"]), Variables.from_json(described["observables"])
         estimator = build_estimator(prior, observables, settings)
         ranges = {key.removeprefix(_RANGE): weights.pop(key) for key in list(weights) if key.startswith(_RANGE)}
@@ -154,6 +158,11 @@ def load_model(
         raise ModelFormatError(f"the model at {folder} cannot be rebuilt: {error}") from error
     estimator.seen = Ranges.from_tensors(ranges, observables)
     return Model(_move(estimator.eval(), device), prior, described.get("facts", {}))
+
+
+def _with_own(settings: EstimatorSettings, modules: Mapping[str, Any]) -> EstimatorSettings:
+    embedding, symmetry = with_classes(settings.embedding, modules), with_object(settings.symmetry, modules)
+    return settings.model_copy(update={"embedding": embedding, "symmetry": symmetry})
 
 
 def _move(estimator: Estimator, device: str | torch.device) -> Estimator:

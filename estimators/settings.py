@@ -315,7 +315,8 @@ class SymmetrySettings(Settings):
             prior are symmetric.
         iterations: Steps of the Gibbs chains; ``auto`` until they have forgotten where they began.
         most: Of ``auto``.
-        declared: Component → what the simulator declares; taken from there.
+        declared: Component → what the simulator declares; taken from there. Or a symmetry of your own: ``module:Object``,
+            ``file.py:Object``, in Python the object itself; see `symmetry.own`.
     """
 
     by: Literal["proxies", "augmentation"] = "proxies"

@@ -29,6 +29,7 @@ from .losses import EpochReport
 from .model import Model, build_estimator
 from .robust.tradeoff import trade_off
 from .settings import LIKELIHOODS, EstimatorSettings, TrainingSettings
+from .symmetry.own import imported_symmetry, with_object
 from .training import Hardware, History, train_estimator
 
 ArrayLike = Any
@@ -302,9 +303,10 @@ def _check_theta(theta: np.ndarray, prior: Prior) -> None:
 
 
 def _with_own_classes(settings: EstimatorSettings) -> EstimatorSettings:
-    """Classes in place of the names that the caller gave."""
+    """Classes and objects in place of the names that the caller gave."""
     embedding = with_classes(settings.embedding, imported(settings.embedding))
-    return settings.model_copy(update={"embedding": embedding})
+    symmetry = with_object(settings.symmetry, imported_symmetry(settings.symmetry))
+    return settings.model_copy(update={"embedding": embedding, "symmetry": symmetry})
 
 
 def _check_drawn(theta: np.ndarray, prior: Prior) -> None:

@@ -153,7 +153,7 @@ def load(
     Args:
         folder: Of a run or of a model.
         device: Where the model is asked; any, wherever it was trained.
-        modules: Classes of your own that a model's embedding is built of, by name; a model folder imports nothing.
+        modules: Networks and symmetries of your own that a model is built of, by name; a model folder imports nothing.
 
     Raises:
         MissingFileError: Neither, or a file of a model is missing.

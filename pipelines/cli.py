@@ -293,13 +293,13 @@ def _job(config: str, sets: list[str] | None, workdir: Path | None) -> tuple[Job
 
 def _forward(simulator: str) -> dict[str, Any]:
     """The forward model of a name, or of a configuration with its prior, context and the symmetry that it trains with."""
+    from ..estimators.symmetry.blur import declared_symmetry
     from ..simulators.campaign import Reference
 
     if not simulator.endswith((".yaml", ".yml")):
         return {"simulator": Reference(simulator).load()}
     job, _ = _job(simulator, None, None)
-    trained = job.config.train.symmetry
-    symmetry = trained.declared if trained else None
+    symmetry = declared_symmetry(job.prior, job.conditions, trained) if (trained := job.symmetry) else None
     return {"simulator": job.simulator, "prior": job.prior, "context": job.context, "symmetry": symmetry}
 
 

@@ -18,9 +18,10 @@ from ..diagnostics.base import Asks, Check
 from ..estimators.embeddings.own import absolute_names, imported
 from ..estimators.loggers import require_loggers
 from ..estimators.preprocess import Preprocess, build_preprocess
-from ..estimators.settings import LIKELIHOODS, EstimatorSettings
+from ..estimators.settings import LIKELIHOODS, EstimatorSettings, SymmetrySettings
 from ..estimators.space import read_dimension
 from ..estimators.symmetry.blur import build_blur, declared_symmetry
+from ..estimators.symmetry.own import absolute_name, imported_symmetry, with_object
 from ..simulators.base import ContextPrior, HasLikelihood, HasSymmetry, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
@@ -66,8 +67,14 @@ class Job:
 
     @property
     def modules(self) -> dict[str, Any]:
-        """Networks of the user's own that the configuration names."""
-        return imported(self.config.train.embedding)
+        """Networks and a symmetry of the user's own that the configuration names."""
+        return imported(self.config.train.embedding) | imported_symmetry(self.config.train.symmetry)
+
+    @property
+    def symmetry(self) -> SymmetrySettings | None:
+        """What training takes to be symmetric, with an object where the configuration has its name."""
+        given = self.config.train.symmetry
+        return with_object(given, imported_symmetry(given))
 
     @property
     def conditions(self) -> Variables:
@@ -145,7 +152,7 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
             _conditions(simulator), EstimatorSettings(embedding=config.train.embedding, whiten=config.train.whiten)
         )
     with found.at("train", "symmetry"):
-        config = _with_symmetry(config, simulator, prior)
+        config = _with_symmetry(config, simulator, prior, source.folder)
     with found.at("infer", "refine"):
         _require_likelihood(config, simulator)
     with found.at("infer", "sampler"):
@@ -173,8 +180,8 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     return Job(config, simulator, reference, prior, context, observation, checks)
 
 
-def _with_symmetry(config: Config, simulator: Simulator, prior: Prior) -> Config:
-    """The configuration with what the simulator declares."""
+def _with_symmetry(config: Config, simulator: Simulator, prior: Prior, folder: Path) -> Config:
+    """The configuration with what the simulator declares, where it names no symmetry itself."""
     given = config.train.symmetry
     if given is None:
         return config
@@ -182,7 +189,7 @@ def _with_symmetry(config: Config, simulator: Simulator, prior: Prior) -> Config
         ("`rounds` truncate the prior, which a symmetry moves", config.train.rounds > 1),
         ("`on_invalid: impute` lets entries be missing, which cannot be moved", config.simulate.on_invalid == "impute"),
         (
-            "the check `attack` needs gradients, which Gibbs chains have not",
+            "the check `attack` needs gradients, which Gibbs chains have not, and `by: augmentation` has",
             given.by == "proxies" and any(check.name == "attack" for check in config.diagnose.checks),
         ),
     ):
@@ -190,14 +197,17 @@ def _with_symmetry(config: Config, simulator: Simulator, prior: Prior) -> Config
             raise ConfigError(f"does not go together with all that is asked for: {reason}; leave one of them out")
     declared = simulator.symmetry if isinstance(simulator, HasSymmetry) else None
     symmetry = given.model_copy(update={"declared": given.declared or declared})
-    if symmetry.declared is not None and not isinstance(symmetry.declared, Mapping):
+    if symmetry.declared is not None and not isinstance(symmetry.declared, Mapping | str):
         raise ConfigError(
-            "needs declarations of simfer.simulators.symmetry: a model with a symmetry of one's own cannot be loaded again"
+            "the simulator's symmetry is an object of its own, which files know by name only: name it, `declared: "
+            "module:Object` or `file.py:Object`"
         )
+    acting = with_object(symmetry, imported_symmetry(symmetry, folder))
+    assert acting is not None
     if given.by == "proxies":
-        build_blur(prior, _conditions(simulator), symmetry)
+        build_blur(prior, _conditions(simulator), acting)
     else:
-        declared_symmetry(prior, _conditions(simulator), symmetry)
+        declared_symmetry(prior, _conditions(simulator), acting)
     return config.model_copy(update={"train": config.train.model_copy(update={"symmetry": symmetry})})
 
 
@@ -312,7 +322,8 @@ def _absolute(config: Config, folder: Path) -> Config:
     """The same configuration with paths that hold from anywhere."""
     prior = {name: {**item, "dist": absolute(str(item.get("dist")), folder)} for name, item in config.prior.items()}
     simulator, train = absolute_simulator(config.simulator, folder), config.train
-    train = train.model_copy(update={"embedding": absolute_names(train.embedding, folder)})
+    own = {"embedding": absolute_names(train.embedding, folder), "symmetry": absolute_name(train.symmetry, folder)}
+    train = train.model_copy(update=own)
     config = config.model_copy(update={"prior": prior, "simulator": simulator, "train": train})
     if isinstance(config.observation, str) and (folder / config.observation).exists():
         config = config.model_copy(update={"observation": str((folder / config.observation).resolve())})

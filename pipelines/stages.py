@@ -13,22 +13,22 @@ from ..data.errors import SimulatorError
 from ..data.files import remove
 from ..data.store import SimulationStore
 from ..data.variables import Arrays, Variables
-from ..simulators.base import HasLikelihood
 from ..simulators.campaign import identity
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from ..simulators.recorded import Recorded
-from .config import Config, RefineConfig
+from .config import Config
 from .filling import fill
 from .folder import ROUNDS, STORE, RunFolder
 from .job import Job
 from .progress import Reporter
+from .refining import pose_shifts, refine_draws
 from .rounds import numbers_of, run_rounds, simulations_of
 
 if TYPE_CHECKING:
     from ..diagnostics.attacks import AttackSet
+    from ..diagnostics.calibration import CalibrationSet
     from ..estimators.base import Posterior
-    from ..estimators.importance import Refined
     from ..estimators.model import Model
 
 Numbers = dict[str, Any]
@@ -237,22 +237,25 @@ def _posterior(job: Job, folder: RunFolder) -> Posterior:
     return posterior.with_sampler(sampler) if sampler and isinstance(posterior, MCMCPosterior) else posterior
 
 
-def _sampled(stage: str, posterior: Posterior, reporter: Reporter) -> Numbers:
-    """How its Markov chains fared, if it has some."""
+def _fared(posterior: Posterior) -> Any:
+    """How its last Markov chains fared; None if it has none."""
     from ..estimators.mcmc import MCMCPosterior
     from ..estimators.symmetry.posterior import GNPEPosterior
 
-    if not isinstance(posterior, MCMCPosterior | GNPEPosterior) or posterior.diagnostics is None:
+    return posterior.diagnostics if isinstance(posterior, MCMCPosterior | GNPEPosterior) else None
+
+
+def _sampled(stage: str, fared: Any, reporter: Reporter) -> Numbers:
+    if fared is None:
         return {}
-    reporter.say(f"{stage}: {posterior.diagnostics}")
-    return {"sampler": posterior.diagnostics.to_json()}
+    reporter.say(f"{stage}: {fared}")
+    return {"sampler": fared.to_json()}
 
 
 def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.loaders import valid_rows
     from ..data.splits import held_out
     from ..diagnostics.attacks.check import ask
-    from ..diagnostics.calibration import CalibrationSet
 
     config = job.config
     if not job.checks:
@@ -261,14 +264,32 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
-    calibration = CalibrationSet.draw(posterior, theta, x, draws=config.diagnose.draws, seed=config.seed)
+    calibration, sampled = _calibration(job, posterior, theta, x, reporter)
     calibration.save(folder / "calibration.zarr")
-    sampled = _sampled("diagnose", posterior, reporter)
     attacked = _attacked(job, posterior, theta, x, folder, reporter)
     results = [ask(check, calibration, attacked) for check in job.checks]
     for result in results:
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
     return {"pairs": calibration.pairs, "checks": {result.name: result.to_json() for result in results}, **sampled}
+
+
+def _calibration(
+    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, reporter: Reporter
+) -> tuple[CalibrationSet, Numbers]:
+    """The calibration set, and how the Markov chains fared that drew it: the first portion not to be trusted, if one."""
+    from ..diagnostics.calibration import CalibrationSet
+
+    fared: list[Any] = []
+    with reporter.bar("diagnose", len(theta), "pairs") as meter:
+
+        def drawn(pairs: int) -> None:
+            meter(pairs)
+            fared.append(_fared(posterior))
+
+        draws, seed = job.config.diagnose.draws, job.config.seed
+        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, progress=drawn)
+    worst = min(fared, key=lambda one: one is None or one.trusted)
+    return calibration, _sampled("diagnose", worst, reporter)
 
 
 def _attacked(
@@ -321,7 +342,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     outside = _outside(posterior, seen, reporter)
     draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.one_observation, seed=config.seed)
     theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
-    refined = _refined(job, posterior, reporter)
+    refined = refine_draws(job, posterior, reporter)
     if refined and not refined.refusal:
         theta, log_density = refined.resample(config.infer.draws, np.random.default_rng((config.seed, 8)))
     prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 6)))
@@ -334,11 +355,12 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     numbers: Numbers = {
         "posterior": summarise(theta, parameters.names),
         "outside_training": outside,
-        **_sampled("infer", posterior, reporter),
+        **_sampled("infer", _fared(posterior), reporter),
     }
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
-        numbers |= {"amortised": summarise(amortised, parameters.names), "refine": refined.to_json()}
+        moved = pose_shifts(refined, parameters.names, amortised, theta, reporter)
+        numbers |= {"amortised": summarise(amortised, parameters.names), "refine": {**refined.to_json(), **moved}}
     if config.infer.predictive and isinstance(job.simulator, Imported):
         reporter.say("predictive: no check, because imported simulations come without a simulator to replicate data by")
     elif config.infer.predictive:
@@ -363,46 +385,6 @@ def _outside(posterior: Posterior, x: Arrays, reporter: Reporter) -> list[str]:
     if entries:
         reporter.say(f"infer: {advice(1, entries, 1)}", style="yellow")
     return [str(entry) for entry in entries]
-
-
-def _refined(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:
-    from ..estimators.adaptive import refine_adaptively
-    from ..estimators.importance import refine
-
-    if not job.config.infer.refine:
-        return None
-    assert isinstance(job.simulator, HasLikelihood)  # make_job has seen to it
-    assert job.observation is not None
-    known, observables, context = job.simulator, job.simulator.observables.names, tuple(job.observed_context)
-
-    def log_likelihood(theta: np.ndarray, seen: Arrays) -> np.ndarray:
-        parts = ({name: seen[name] for name in names} for names in (observables, context) if names)
-        return known.log_likelihood(theta, *parts)
-
-    infer, seed = job.config.infer, job.config.seed
-    if isinstance(infer.refine, RefineConfig):
-        how = infer.refine
-        refined = refine_adaptively(
-            posterior,
-            log_likelihood,
-            job.observation,
-            method=how.method,
-            ess=how.ess or infer.draws,
-            likelihoods=how.likelihoods,
-            seconds=how.seconds,
-            seed=seed,
-        )
-    else:
-        refined = refine(posterior, log_likelihood, job.observation, draws=infer.draws, seed=seed)
-    if refined.refusal:
-        reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
-    else:
-        reporter.say(
-            f"refine: {refined.ess:,.0f} effective of {len(refined.log_weights):,} proposals by {refined.method} "
-            f"({refined.likelihoods:,} likelihoods), "
-            f"log evidence {refined.log_evidence:.3f} ± {refined.log_evidence_sd:.3f}"
-        )
-    return refined
 
 
 def _log_probs(values: np.ndarray) -> Any:

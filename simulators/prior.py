@@ -25,7 +25,7 @@ from torch.distributions import (
 )
 
 from ..data.errors import PriorError, ShapeError, did_you_mean
-from ..data.variables import Support, Variable, Variables
+from ..data.variables import RESERVED, RESERVED_IN_RESULTS, Support, Variable, Variables
 from .entries import Entry, make_parts, names_of, read_entry
 from .parts import Part
 
@@ -47,7 +47,7 @@ class Prior:
 
     Raises:
         PriorError: An entry that is no distribution, has impossible arguments, or is of a kind that has no
-            bijection to the real line; or a parameter named twice.
+            bijection to the real line; or a parameter named twice, or by a name that stores or results need.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Prior:
         self._entries = [read_entry(names_of(key), given, folder, run_code) for key, given in marginals.items()]
         self._units, self._labels = dict(units or {}), dict(labels or {})
         self.names = _ordered([name for entry in self._entries for name in entry.names], order)
+        _require_free(self.names)
         self._parts = make_parts(self._entries, list(self.names))
         self._order = torch.argsort(torch.cat([part.index for part in self._parts]))
         self._in_order = torch.equal(self._order, torch.arange(self.dim))
@@ -276,6 +277,16 @@ def _ordered(names: list[str], order: Iterable[str] | None) -> tuple[str, ...]:
     if set(order) != set(names):
         raise PriorError(f"`order` must name {', '.join(names)}; got {', '.join(order)}")
     return tuple(order)
+
+
+def _require_free(names: Iterable[str]) -> None:
+    taken = RESERVED | RESERVED_IN_RESULTS
+    for name in names:
+        if not name.isidentifier() or name in taken:
+            raise PriorError(
+                f"prior of `{name}`: a parameter must be named by an identifier that stores and results do not use themselves "
+                f"({', '.join(sorted(taken))}): call it otherwise"
+            )
 
 
 def _by_name(entry: Entry) -> dict[str, dict[str, Any]]:

@@ -165,23 +165,47 @@ _KINDS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class NamedSymmetry:
+    """A symmetry of the user's own, and the name that files know it by.
+
+    Attributes:
+        name: ``module:Object`` or ``file.py:Object``.
+        source: A `simfer.estimators.symmetry.base.Symmetry`, declarations, or what is called with the prior and the observables
+            and gives either.
+    """
+
+    name: str
+    source: Any
+
+
+def named_symmetry(source: Any) -> NamedSymmetry:
+    """An object by where it, or its class, is defined."""
+    defined = source if hasattr(source, "__qualname__") else type(source)
+    return NamedSymmetry(f"{defined.__module__}:{defined.__qualname__}", source)
+
+
 def to_json(declared: Any) -> Any:
     """Component → the declaration's arguments, with its name as ``kind``; of a symmetry of the user's own its name."""
     if declared is None or isinstance(declared, str):
         return declared
     if not isinstance(declared, Mapping):
-        return f"{type(declared).__module__}:{type(declared).__qualname__}"
+        return declared.name if isinstance(declared, NamedSymmetry) else named_symmetry(declared).name
     return {name: {"kind": type(one).__name__, **asdict(one)} for name, one in declared.items()}
 
 
 def from_json(described: Any) -> Any:
-    """What `to_json` wrote; declarations, and what is no mapping, are handed through.
+    """What `to_json` wrote; declarations are handed through, and an object of the user's own gets its name.
 
     Raises:
-        SymmetryError: No such kind of declaration, or arguments that it does not take.
+        SymmetryError: No such kind of declaration, or arguments that it does not take; or a name that is none.
     """
-    if not isinstance(described, Mapping):
+    if isinstance(described, str) and ":" not in described:
+        raise SymmetryError(f"`declared` must be declarations, module:Object or file.py:Object; got `{described}`")
+    if described is None or isinstance(described, str | NamedSymmetry):
         return described
+    if not isinstance(described, Mapping):
+        return named_symmetry(described)
     return {name: _declaration(one) for name, one in described.items()}
 
 

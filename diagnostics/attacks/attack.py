@@ -212,7 +212,7 @@ def attack(
     if not posterior.differentiable:
         raise UnsupportedError(
             f"an attack needs a density with gradients in x, which {type(posterior).__name__} has not: attack a network "
-            "that was trained without `symmetry`"
+            "that was trained without `symmetry`, or with `symmetry: {by: augmentation}`"
         )
     rows = {name: values.detach().cpu().numpy() for name, values in named_rows(x, posterior.observables).items()}
     known = estimator.settings.fixed if (estimator := getattr(posterior, "estimator", None)) else ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from ...data.variables import Variable
+from ...estimators.symmetry.invariance import log_change
 from .pairs import Pairs
 from .result import Finding
 
@@ -19,7 +20,7 @@ _SAME = 1e-6
 def prior_invariance(pairs: Pairs) -> Finding:
     """Compare the prior's density at theta and at g theta, and see whether g takes theta out of it."""
     symmetry, prior, theta, g = pairs.symmetry, pairs.prior, pairs.theta, pairs.g
-    change = prior.log_prob(pairs.moved) + symmetry.log_det_theta(g, theta) - prior.log_prob(theta)
+    change = log_change(symmetry, prior, theta, g)
     left = float((~prior.contains(symmetry.act_theta(g, pairs.moved))).double().mean())
     numbers = {"largest_change": float(change.abs().max()), "left_when_moved_twice": left}
     if not numbers["largest_change"] < _SAME:

@@ -26,11 +26,13 @@ from ...data.batch import Batch
 from ...data.errors import SymmetryError, did_you_mean
 from ...data.variables import REAL, Variable, Variables
 from ...simulators.prior import Prior
+from ...simulators.symmetry import NamedSymmetry
 from ..noise import uniform
 from ..settings import SymmetrySettings
 from .base import LieGroup, Symmetry
 from .build import build_symmetry
 from .kernels import CoordinateKernel, normal_kernel, uniform_kernel
+from .own import own_symmetry
 from .product import Product
 
 PROXY = "pose_proxy"
@@ -161,15 +163,17 @@ class Blur:
 
 
 def declared_symmetry(prior: Prior, observables: Variables, settings: SymmetrySettings) -> Symmetry:
-    """The symmetry that a simulator has declared.
+    """The symmetry that a simulator has declared, or that the settings name.
 
     Raises:
-        SymmetryError: It has not, or one that does not fit.
+        SymmetryError: There is none, or one that does not fit.
     """
     if not settings.declared:
         raise SymmetryError(
             "needs a simulator that declares a symmetry, in an attribute `symmetry`, or `declared=` in Python: see docs/equivariance.md"
         )
+    if isinstance(settings.declared, str | NamedSymmetry):
+        return own_symmetry(prior, observables, settings.declared)
     return build_symmetry(prior, observables, settings.declared)
 
 

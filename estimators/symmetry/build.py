@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
+import torch
+
 from ...data.errors import SymmetryError, did_you_mean
 from ...data.variables import Variable, Variables
 from ...simulators.prior import Prior
@@ -32,6 +35,8 @@ from .se2 import SE2
 from .shifts import ShiftSignal
 from .so3 import SO3
 from .translations import Translations
+
+_TRIED = 1000  # rotation vectors, to see how far a prior reaches
 
 
 def build_symmetry(prior: Prior, observables: Variables, declared: Any) -> Symmetry:
@@ -125,6 +130,8 @@ def _(declared: RotatePoints, prior: Prior, observables: Variables) -> Symmetry:
     flat = len(declared.by) == 1
     group: LieGroup = Rotations() if flat else SO3()
     pose = _pose(group, declared.by, prior)
+    if not flat:
+        _require_half_turn(declared.by, prior)
     size = 2 if flat else 3
     return _posed(pose, declared.of, observables, lambda v: RotateCoordinates(_entries(v, declared.entries, size)))
 
@@ -153,7 +160,9 @@ def _pose(
     columns, moved = _columns(names, prior), _columns(others, prior)
     _require_untied(names, prior)
     centres = tuple(_centre(prior.variables[name], flag) for name, flag in zip(names, group.circular, strict=True))
-    return CoordinatePose(group, names, columns, origin or (0.0,) * len(names), centres, moved)
+    angles = len(group.circular) == 1 and group.circular[0]
+    turned = tuple(_centre(prior.variables[name], True) for name in others) if angles else ()
+    return CoordinatePose(group, names, columns, origin or (0.0,) * len(names), centres, moved, turned)
 
 
 def _actions(
@@ -232,7 +241,7 @@ def _origin(declared: MoveImage | PlaneMotion, observables: Variables) -> tuple[
 
 def _centre(variable: Variable, circular: bool) -> float:
     low, high = variable.support.low, variable.support.high
-    if not circular or math.isinf(low) or math.isinf(high):
+    if not circular:
         return 0.0
     if high - low > 2 * math.pi * (1 + 1e-6):
         raise SymmetryError(
@@ -240,6 +249,26 @@ def _centre(variable: Variable, circular: bool) -> float:
             "would have several values; give a range of one turn"
         )
     return (low + high) / 2
+
+
+def _require_half_turn(names: tuple[str, ...], prior: Prior) -> None:
+    """Beyond half a turn a rotation vector is that of a shorter one, about the opposite axis."""
+    columns, rng = list(_columns(names, prior)), np.random.default_rng(0)
+    theta = torch.from_numpy(prior.sample(_TRIED, rng))
+    around = torch.from_numpy(rng.standard_normal((_TRIED, 3)))
+    bounds = torch.tensor([[prior.variables[name].support.low, prior.variables[name].support.high] for name in names])
+    corners = torch.cartesian_prod(*bounds.double()) * (1 - 1e-9)
+    around = torch.cat([around, corners[corners.isfinite().all(1)]])
+    just_beyond = math.pi * (1 + 1e-6) * around / around.norm(dim=1, keepdim=True)
+    tried = torch.cat([theta[:, columns], corners[corners.isfinite().all(1)], just_beyond])
+    theta = theta[:1].repeat(len(tried), 1).index_copy(1, torch.tensor(columns), tried)
+    beyond = tried[prior.contains(theta) & (tried.norm(dim=1) > math.pi * (1 + 1e-9))]
+    if len(beyond):
+        raise SymmetryError(
+            f"the prior of the rotation vector {', '.join(f'`{name}`' for name in names)} reaches a length of "
+            f"{float(beyond.norm(dim=1).max()):.4g}, and beyond π the same rotation has several: give each a range within "
+            f"±π/√3 = {math.pi / math.sqrt(3):.4g}"
+        )
 
 
 def _require_spacing(spacing: float) -> None:

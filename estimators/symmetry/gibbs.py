@@ -76,7 +76,11 @@ class Convergence:
         lag = ", ".join(f"{rho:.2f}" for rho in self.autocorrelation)
         kept = f"; {self.apart:.0%} of chains stay apart from the others: give more rows, or refine by the likelihood"
         kept = "" if self.trusted else kept
-        kept = kept if self.converged else "; NOT converged: give a wider kernel, or more `iterations`"
+        kept = (
+            kept
+            if self.converged
+            else "; NOT converged: give a wider kernel, or more `iterations`; test the symmetry (`simfer check-symmetry`)"
+        )
         return (
             f"Gibbs chains of {self.iterations} steps ({self.needed} needed; lag-1 autocorrelation {lag}, R-hat {self.rhat:.3f}, "
             f"{self.moved:.0%} of steps within the prior){kept}"

@@ -19,6 +19,7 @@ would have seen, and validation, which knows no step, the same in every epoch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,12 @@ from ..noise import combine, key_of_rows
 from ..settings import EstimatorSettings
 from .augment import augmented, movement
 from .blur import PROXY, build_blur
+from .invariance import advice
 
 if TYPE_CHECKING:
     from .posterior import GNPEPosterior
+
+logger = logging.getLogger("simfer.estimators.symmetry")
 
 Build = Callable[[Prior, Variables, EstimatorSettings, int], Estimator]
 _MAIN, _START = "main.", "start."
@@ -92,6 +96,8 @@ class GNPE(Estimator):
         return self.main.transforms
 
     def fit_preprocess(self, portions: Iterable[Batch]) -> None:
+        if told := advice(self.blur):
+            logger.warning("%s", told)
         self.main.fit_preprocess(_Mapped(portions, self.for_core))
         self.start.fit_preprocess(_Mapped(portions, self._poses))
 

@@ -26,6 +26,7 @@ class CoordinatePose:
         origin: Their values at the identity.
         centres: The middle of the prior: angles are given within half a turn of it.
         others: Columns that are displaced along with the only coordinate.
+        turned: The middles of their priors, where they are angles: they are given within half a turn of it.
     """
 
     group: LieGroup
@@ -34,6 +35,7 @@ class CoordinatePose:
     origin: tuple[float, ...]
     centres: tuple[float, ...]
     others: tuple[int, ...] = ()
+    turned: tuple[float, ...] = ()
 
     def of(self, theta: Float[Tensor, "rows parameter"]) -> Float[Tensor, "rows element"]:
         return self.group.element(self._coordinates(theta))
@@ -52,7 +54,11 @@ class CoordinatePose:
         placed = self.place(theta, self.group.compose(g, self.of(theta)))
         if not self.others:
             return placed
-        return _put(placed, self.others, theta[:, list(self.others)] + self.group.coordinates(g).to(theta))
+        along = theta[:, list(self.others)] + self.group.coordinates(g).to(theta)
+        if self.turned:
+            centres = theta.new_tensor(self.turned)
+            along = centres + wrapped(along - centres)
+        return _put(placed, self.others, along)
 
     def log_det(
         self, g: Float[Tensor, "rows element"], theta: Float[Tensor, "rows parameter"]

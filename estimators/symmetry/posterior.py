@@ -68,6 +68,7 @@ class GNPEPosterior(Posterior):
         diagnostics: How the chains of the last question fared; None before one was asked.
     """
 
+    at_once = 50
     differentiable = False
 
     def __init__(self, estimator: GNPE) -> None:
@@ -134,8 +135,8 @@ class GNPEPosterior(Posterior):
         """
         if track_gradients:
             raise UnsupportedError(
-                "the density of a posterior with `symmetry` is a mean over chains and has no gradient, which attacks, modes "
-                "and conditionals need: ask a network that was trained without"
+                "the density of a posterior with `symmetry` is a mean over chains and has no gradient, which attacks and modes "
+                "need: ask a network that was trained without, or with `symmetry: {by: augmentation}`"
             )
         rows = self._on_device(x)
         theta = torch.as_tensor(theta).double()

@@ -12,10 +12,11 @@ and cells to draw from, which are weighted by the likelihood and resampled. For 
 - -log q: of the true parameters of 200 held-out pairs.
 
 ± is the standard error over observations. ``--cost`` instead times 10,000 draws for each, all observations at once, by chains of
-GNPE and by NPE; and slice sampling with the true likelihood (`slices`) for two, extrapolated to as many effective draws. The method:
+GNPE and by NPE; and slice sampling with the true likelihood (`slices`) for two, extrapolated to as many effective draws. ``--wrong``
+instead trains with a wrong sign of the declaration, and with a prior that prefers poses, and weights what comes out of it. The method:
 Dax et al., "Group equivariant neural posterior estimation" (ICLR 2022), https://arxiv.org/abs/2111.13139.
 
-python tests/benchmarks/equivariance.py [--rows 1000 3000 10000] [--methods npe augmentation cnn gnpe] [--observations 20] [--cost]
+python tests/benchmarks/equivariance.py [--rows 1000 3000 10000] [--methods npe augmentation cnn gnpe] [--observations 20] [--cost] [--wrong]
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,15 +38,15 @@ from torch import Tensor
 import simfer
 from simfer.estimators.base import Posterior
 from simfer.estimators.convergence import bulk_ess, split_r_hat
-from simfer.estimators.importance import Refined, summarised, systematic
+from simfer.estimators.importance import LARGEST_PARETO_K, Refined, summarised, systematic
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, SymmetrySettings
 from simfer.estimators.slices import slice_chains
 from simfer.simulators.damped_oscillator import DampedOscillator, signal
+from simfer.simulators.prior import Prior
 
 SIMULATOR = DampedOscillator()
 PRIOR = SIMULATOR.prior
 LOW, HIGH = np.array([3.0, 0.2, 1.0]), np.array([10.0, 0.5, 6.0])
-LOG_PRIOR = -float(np.log(HIGH - LOW).sum())
 FIRST_CELLS, CELLS = (35, 15, 100), 64  # of the grids: over all of the box, then around the posterior
 FURTHER = 2  # times that the box is drawn closer
 FAR = 20.0  # below the largest log-likelihood: what lies lower is left out
@@ -66,6 +68,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "gnpe": {"symmetry": symmetric(kernel={"time": 0.1})},
     "gnpe_narrow": {"symmetry": symmetric(kernel={"time": 0.05})},
 }
+NARROW = PRIOR.replace({"tau": {"dist": "TruncatedNormal", "loc": 3.0, "scale": 0.015, "low": 1.0, "high": 6.0}})
+RIGHT = SIMULATOR.symmetry["time"]
+WRONG_SIGN = {"time": replace(RIGHT, spacing=-RIGHT.spacing)}
+WRONG: dict[str, tuple[Prior, dict[str, Any]]] = {
+    "uniform        right, exact              ": (PRIOR, {"declared": SIMULATOR.symmetry}),
+    "uniform        wrong sign, exact         ": (PRIOR, {"declared": WRONG_SIGN}),
+    "uniform        wrong sign, exact: false  ": (PRIOR, {"declared": WRONG_SIGN, "exact": False}),
+    "N(3, 0.015)    right, exact              ": (NARROW, {"declared": SIMULATOR.symmetry}),
+    "N(3, 0.015)    right, exact: false       ": (NARROW, {"declared": SIMULATOR.symmetry, "exact": False}),
+}
 
 
 class Truth(NamedTuple):
@@ -78,9 +90,9 @@ class Truth(NamedTuple):
     others: Float[np.ndarray, "draw parameter"]
 
 
-def pairs(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def pairs(rows: int, seed: int, prior: Prior = PRIOR) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    theta = PRIOR.sample(rows, rng)
+    theta = prior.sample(rows, rng)
     return theta, SIMULATOR.simulate(theta, rng)["x"]
 
 
@@ -92,67 +104,72 @@ def log_likelihood(theta: Float[np.ndarray, "row parameter"], x: Float[np.ndarra
 
 
 class Grid(NamedTuple):
-    """Middles of cells, their size, and the log-likelihood there."""
+    """Middles of cells, their size, and log p(x | theta) p(theta) there."""
 
     points: Float[np.ndarray, "cell parameter"]
     size: Float[np.ndarray, " parameter"]
-    log_likelihood: Float[np.ndarray, " cell"]
+    log_joint: Float[np.ndarray, " cell"]
 
     @property
     def log_evidence(self) -> float:
         """By the midpoint rule."""
-        largest = self.log_likelihood.max()
-        total = np.exp(self.log_likelihood - largest).sum()
-        return float(largest + np.log(total * self.size.prod()) + LOG_PRIOR)
+        largest = self.log_joint.max()
+        total = np.exp(self.log_joint - largest).sum()
+        return float(largest + np.log(total * self.size.prod()))
 
     def around(self) -> tuple[np.ndarray, np.ndarray]:
         """A box that holds the posterior, a cell wider than where it is seen."""
-        seen = self.points[self.log_likelihood > self.log_likelihood.max() - FAR]
+        seen = self.points[self.log_joint > self.log_joint.max() - FAR]
         return np.maximum(LOW, seen.min(0) - 1.5 * self.size), np.minimum(HIGH, seen.max(0) + 1.5 * self.size)
 
 
-def grid(x: np.ndarray, low: np.ndarray, high: np.ndarray, cells: tuple[int, ...]) -> Grid:
+def log_joint(theta: Float[np.ndarray, "row parameter"], x: Float[np.ndarray, " time"], prior: Prior) -> np.ndarray:
+    """log p(x | theta) p(theta)."""
+    return log_likelihood(theta, x) + prior.log_prob(torch.from_numpy(theta)).numpy()
+
+
+def grid(x: np.ndarray, low: np.ndarray, high: np.ndarray, cells: tuple[int, ...], prior: Prior) -> Grid:
     size = (high - low) / np.array(cells)
     axes = [start + step * (np.arange(n) + 0.5) for start, step, n in zip(low, size, cells, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    return Grid(points, size, log_likelihood(points, x))
+    return Grid(points, size, log_joint(points, x, prior))
 
 
-def truth(x: Float[np.ndarray, " time"], rng: np.random.Generator) -> Truth:
-    coarse = grid(x, LOW, HIGH, FIRST_CELLS)
+def truth(x: Float[np.ndarray, " time"], rng: np.random.Generator, prior: Prior = PRIOR) -> Truth:
+    coarse = grid(x, LOW, HIGH, FIRST_CELLS, prior)
     for _ in range(FURTHER):
         box = coarse.around()
-        coarse = grid(x, *box, (CELLS // 2,) * 3)
-    fine = grid(x, *box, (CELLS,) * 3)
-    probability = np.exp(fine.log_likelihood - fine.log_likelihood.max())
+        coarse = grid(x, *box, (CELLS // 2,) * 3, prior)
+    fine = grid(x, *box, (CELLS,) * 3, prior)
+    probability = np.exp(fine.log_joint - fine.log_joint.max())
     chosen = rng.choice(len(probability), TRUTH, p=probability / probability.sum())
     theta = fine.points[chosen] + fine.size * rng.uniform(-0.5, 0.5, (TRUTH, 3))
-    log_weights = log_likelihood(theta, x) - fine.log_likelihood[chosen]
+    log_weights = log_joint(theta, x, prior) - fine.log_joint[chosen]
     picked = rng.permutation(systematic(log_weights, 2 * DRAWS, rng))
     weighted = fine.log_evidence + float(np.log(np.exp(log_weights).mean()))
     return Truth(fine.log_evidence, coarse.log_evidence, weighted, theta[picked[:DRAWS]], theta[picked[DRAWS:]])
 
 
-def settings(method: str) -> EstimatorSettings:
+def settings(how: dict[str, Any]) -> EstimatorSettings:
     flow = FlowSettings(kind="nsf", transforms=3, hidden=(64, 64))
-    return EstimatorSettings(**({"flow": flow, "embedding": DENSE} | METHODS[method]))
+    return EstimatorSettings(**({"flow": flow, "embedding": DENSE} | how))
 
 
-def trained(method: str, rows: int, seed: int) -> tuple[Any, float]:
+def trained(how: dict[str, Any], rows: int, seed: int, prior: Prior = PRIOR) -> tuple[Any, float]:
     """The posterior, and the seconds that its training took."""
-    theta, x = pairs(rows, seed)
+    theta, x = pairs(rows, seed, prior)
     started = time.process_time()  # of one thread: a busy machine changes it little
-    model = simfer.train(theta, x, PRIOR, estimator=settings(method), observables=SIMULATOR.observables, seed=seed)
+    model = simfer.train(theta, x, prior, estimator=settings(how), observables=SIMULATOR.observables, seed=seed)
     return model.posterior, time.process_time() - started
 
 
 def weighted(posterior: Posterior, x: Float[np.ndarray, "observation time"]) -> list[Refined]:
-    """Proposals for every observation, weighted by the likelihood."""
+    """Proposals for every observation, weighted by prior and likelihood."""
     theta, log_q = (values.numpy() for values in posterior.propose((PROPOSALS,), x, seed=1))
     found = []
     for k in range(len(x)):
-        log_joint = log_likelihood(theta[:, k], x[k]) + PRIOR.log_prob(torch.from_numpy(theta[:, k])).numpy()
-        found.append(summarised(theta[:, k], log_joint, log_joint - log_q[:, k]))
+        target = log_joint(theta[:, k], x[k], posterior.prior)
+        found.append(summarised(theta[:, k], target, target - log_q[:, k]))
     return found
 
 
@@ -166,7 +183,7 @@ def mean(values: Any) -> str:
 
 
 def measure(method: str, rows: int, seed: int, x: np.ndarray, truths: list[Truth], few: int) -> None:
-    posterior, seconds = trained(method, rows, seed)
+    posterior, seconds = trained(METHODS[method], rows, seed)
     draws = posterior.sample_batched((DRAWS,), x[:few], seed=2).numpy()
     chains = getattr(posterior, "diagnostics", None)
     told = [c2st(truths[k].draws, draws[:, k]) for k in range(few)]
@@ -209,6 +226,39 @@ def table(methods: list[str], rows: list[int], observations: int, few: int, seed
             measure(method, many, seed, x, truths, few)
 
 
+def wrong(rows: int, observations: int, seed: int) -> None:
+    print(
+        f"{rows:,} simulations, {observations} observations; off: median of tau, in sd of the truth, root mean square"
+    )
+    cells = ("prior of tau", "declared", "efficiency", "least", "tails", "evidence", "off", "weighted, off")
+    print("{:<14} {:<26} {:<16} {:<7} {:<9} {:<10} {:<7} {}".format(*cells))
+    for name, (prior, how) in WRONG.items():
+        _, x = pairs(observations, 10_000, prior)
+        truths = [truth(row, np.random.default_rng([3, k]), prior) for k, row in enumerate(x)]
+        posterior, _ = trained({"symmetry": SymmetrySettings(kernel={"time": 0.1}, **how)}, rows, seed, prior)
+        draws = posterior.sample_batched((DRAWS,), x, seed=2).numpy()
+        found = weighted(posterior, x)
+        print(f"{name} {_told(found, draws, truths)}\n    {posterior.diagnostics}", flush=True)
+
+
+def _told(found: list[Refined], draws: Float[np.ndarray, "draw observation parameter"], truths: list[Truth]) -> str:
+    share = [one.efficiency for one in found]
+    heavy = sum(one.pareto_k > LARGEST_PARETO_K for one in found)
+    sds = [abs(one.log_evidence - t.log_evidence) / one.log_evidence_sd for one, t in zip(found, truths, strict=True)]
+    rng = np.random.default_rng(0)
+    resampled = [one.resample(DRAWS, rng)[0] for one in found]
+    alone, after = (
+        np.sqrt(np.mean([_off(given, t) ** 2 for given, t in zip(each, truths, strict=True)]))
+        for each in (draws.swapaxes(0, 1), resampled)
+    )
+    evidence = f"{np.sum(np.array(sds) <= 3)} of {len(sds)}"
+    return f"{mean(share):<16} {min(share):<7.4f} {heavy:<9} {evidence:<10} {alone:<7.2f} {after:.2f}"
+
+
+def _off(draws: Float[np.ndarray, "draw parameter"], truth: Truth) -> float:
+    return float((np.median(draws[:, 2]) - np.median(truth.draws[:, 2])) / truth.draws[:, 2].std())
+
+
 class Clock:
     seconds = math.nan
 
@@ -241,7 +291,7 @@ def chains(x: Float[np.ndarray, " time"], draws: int) -> tuple[Tensor, int]:
 
 def cost(rows: int, observations: int, seed: int) -> None:
     _, x = pairs(observations, 10_000)
-    plain, blurred = (trained(method, rows, seed)[0] for method in ("npe", "gnpe"))
+    plain, blurred = (trained(METHODS[method], rows, seed)[0] for method in ("npe", "gnpe"))
 
     def add(name: str, seconds: float, note: str = "") -> float:
         print(f"{name:44} {seconds:9.3f} s for each observation  {note}", flush=True)
@@ -293,10 +343,16 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=10, help="observations of which draws are compared by C2ST")
     parser.add_argument("--seed", type=int, default=0, help="of simulations and weights")
     parser.add_argument("--cost", action="store_true", help="time draws, after training with the most rows")
+    parser.add_argument(
+        "--wrong", action="store_true", help="a wrong symmetry, a prior that prefers poses; with the least rows"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.cost:
         cost(max(arguments.rows), arguments.observations, arguments.seed)
+        return
+    if arguments.wrong:
+        wrong(min(arguments.rows), arguments.observations, arguments.seed)
         return
     few = min(arguments.compared, arguments.observations)
     table(arguments.methods, arguments.rows, arguments.observations, few, arguments.seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from simfer.data import registry
 from simfer.data.errors import ShapeError
@@ -16,6 +17,8 @@ from simfer.diagnostics.calibration import CalibrationSet
 from simfer.diagnostics.coverage import Coverage
 from simfer.diagnostics.sbc import SBC
 from simfer.diagnostics.tarp import TARP, fractions, references
+from simfer.estimators.base import Posterior
+from simfer.simulators.prior import Prior
 
 PAIRS, DRAWS, DIM, NOISE = 2000, 500, 3, 0.5
 SHRINK = 1 / (1 + NOISE**2)
@@ -153,6 +156,40 @@ def test_calibration_set_survives_the_disk(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     assert again.parameters == first.parameters
     assert SBC()(first).p_value == SBC()(again).p_value
+
+
+class Standard(Posterior):
+    """N(x, 1) of one parameter."""
+
+    observables = Variables([Variable("x")])
+    prior = Prior({"a": {"dist": "Normal", "loc": 0.0, "scale": 1.0}})
+
+    def __init__(self, at_once: int | None) -> None:
+        self.at_once = at_once
+
+    def sample_with_log_prob(self, sample_shape, x, *, seed=None):
+        torch.manual_seed(seed)
+        noise = torch.randn(*sample_shape, len(x["x"]), 1).double()
+        return noise + torch.as_tensor(x["x"])[:, None], -0.5 * noise[..., 0] ** 2
+
+    def log_prob_batched(self, theta, x, track_gradients=False):
+        return -0.5 * (theta[..., 0] - torch.as_tensor(x["x"])) ** 2
+
+    sample_batched = rsample = to = sample_with_log_prob  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("at_once", "portions"), [(None, [70]), (30, [30, 30, 10]), (70, [70])])
+def test_pairs_are_asked_in_portions_that_share_no_random_numbers(at_once: int | None, portions: list[int]) -> None:
+    x = np.arange(70.0)
+    told: list[int] = []
+    found = CalibrationSet.draw(Standard(at_once), x[:, None] + 1.0, x, draws=25, seed=3, progress=told.append)
+    assert told == portions
+    np.testing.assert_allclose(found.log_q_theta, -0.5)
+    noise = found.draws[..., 0] - x[:, None]
+    np.testing.assert_allclose(found.log_q_draws, -0.5 * noise**2, atol=1e-6)
+    assert len(np.unique(noise.round(6))) > 0.99 * noise.size
+    whole = CalibrationSet.draw(Standard(None), x[:, None], x, draws=25, seed=3).draws
+    assert np.array_equal(found.draws, whole) == (len(portions) == 1)
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

@@ -211,6 +211,11 @@ CASES: dict[str, tuple[Prior, Variables, dict[str, Any]]] = {
         IMAGE,
         {"turn": RotateImage(by="angle", of="image", along=("column", "row"))},
     ),
+    "rotate image and what is on it": (
+        Prior({**ANGLE, "other": Uniform(-math.pi, math.pi)}),
+        IMAGE,
+        {"turn": RotateImage(by="angle", of="image", along=("column", "row"), others=("other",))},
+    ),
     "plane motion": (
         Prior({**ANGLE, **PLACE}),
         IMAGE,
@@ -241,7 +246,7 @@ CASES: dict[str, tuple[Prior, Variables, dict[str, Any]]] = {
         },
     ),
 }
-RESAMPLED = {"rotate image", "plane motion"}
+RESAMPLED = {"rotate image", "plane motion"}  # and whatever else has these words in its name
 Case = tuple[Symmetry, Tensor, dict[str, Tensor], Tensor, Tensor]
 
 
@@ -400,6 +405,11 @@ def test_angles_stay_within_a_turn_of_the_middle_of_the_prior() -> None:
     theta = torch.from_numpy(prior.sample(500, np.random.default_rng(0)))
     moved = symmetry.act_theta(Rotations().element(10 * torch.randn(500, 1, dtype=torch.float64)), theta)
     assert prior.contains(moved).all()
+    prior, observables, declared = CASES["rotate image and what is on it"]
+    turned = build_symmetry(prior, observables, declared)
+    theta = torch.from_numpy(prior.sample(500, np.random.default_rng(0)))
+    g = Rotations().element(10 * torch.randn(500, 1, dtype=torch.float64))
+    assert prior.contains(turned.act_theta(g, theta)).all()
     assert (wrapped(torch.tensor([3 * math.pi, -7.0])).abs() <= math.pi + 1e-6).all()
 
 
@@ -449,6 +459,31 @@ AXES = ("column", "row")
             IMAGE,
             {"t": RotateImage("a", "image", AXES)},
             "spans 7, more than a full turn",
+        ),
+        (Prior({"a": Normal(0.0, 1.0)}), IMAGE, {"t": RotateImage("a", "image", AXES)}, "spans inf, more than a full"),
+        (
+            Prior({"a": Uniform(0.0, 1.0), "b": Uniform(0.0, 7.0)}),
+            IMAGE,
+            {"t": RotateImage("a", "image", AXES, others=("b",))},
+            "the prior of the angle `b` spans 7",
+        ),
+        (
+            Prior({name: Uniform(-2.0, 2.0) for name in "abc"}),
+            SET,
+            {"t": RotatePoints(("a", "b", "c"), "set")},
+            "the prior of the rotation vector `a`, `b`, `c` reaches a length of 3.464, and beyond π the same rotation has",
+        ),
+        (
+            Prior({"a": Uniform(3.0, 3.2), "b": Uniform(0.0, 0.1), "c": Uniform(0.0, 0.1)}),
+            SET,
+            {"t": RotatePoints(("a", "b", "c"), "set")},
+            "reaches a length of 3.203",
+        ),
+        (
+            Prior({name: Normal(0.0, 0.5) for name in "abc"}),
+            SET,
+            {"t": RotatePoints(("a", "b", "c"), "set")},
+            "give each a range within ±π/√3 = 1.814",
         ),
         (
             Prior({"a": Uniform(0.0, 1.0), **PLACE}),

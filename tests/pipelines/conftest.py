@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import simfer
+from simfer.pipelines import cli
 from simfer.pipelines.api import Run
 
 TINY: dict[str, Any] = {
@@ -41,3 +42,17 @@ def copy(finished: Run, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(finished.folder, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def simfer_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The command line in an empty folder: arguments → exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call

@@ -14,19 +14,6 @@ from simfer.pipelines.yaml_file import dump
 
 
 @pytest.fixture
-def simfer_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
 def tiny_yaml(finished: Any, tmp_path: Path) -> str:
     (tmp_path / "tiny.yaml").write_text(dump(finished.config, tmp_path / "tiny.yaml"))
     return "tiny.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 import simfer
 from simfer.data.errors import ConfigError
+from simfer.estimators.model import Model, build_estimator
+from simfer.estimators.settings import EstimatorSettings, SymmetrySettings
 from simfer.estimators.symmetry.posterior import GNPEPosterior
 from simfer.pipelines.api import Run
+from simfer.simulators.damped_oscillator import DampedOscillator
 
 CONFIG: dict[str, Any] = {
     "name": "struck",
@@ -45,6 +49,9 @@ def test_a_run_with_a_symmetry(tmp_path: Path) -> None:
     assert sampler["iterations"] == 4
     assert run.draws.shape == (400, 3)
     assert run.summary["refine"]["proposals"] > 0
+    log = (tmp_path / "run" / "logs" / "diagnose.log").read_text()
+    assert "diagnose 60/60" in log
+    assert "pairs/s" in log
     again = simfer.load(tmp_path / "run")
     assert isinstance(again, Run)
     assert again.summary == run.summary
@@ -66,6 +73,28 @@ def test_a_run_with_a_symmetry(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_named(sections: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         simfer.run(changed(**sections), workdir=tmp_path / "run", quiet=True)
+
+
+def test_the_command_line_refuses_in_one_line_before_anything_runs(simfer_cli: Any, tmp_path: Path) -> None:
+    config = changed(diagnose={"checks": ["sbc", "attack"]})
+    (tmp_path / "struck.yaml").write_text(json.dumps(config))
+    for command in ("plan", "run"):
+        code, _, err = simfer_cli(command, "struck.yaml")
+        assert code == 2
+        assert len(err.strip().splitlines()) == 1
+        assert "the check `attack` needs gradients, which Gibbs chains have not, and `by: augmentation` has" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_program_of_chains_is_refused_in_one_line(simfer_cli: Any, tmp_path: Path) -> None:
+    symmetry = SymmetrySettings(kernel=0.1, declared=DampedOscillator.symmetry)
+    prior, observables = DampedOscillator.prior, DampedOscillator.observables
+    Model(build_estimator(prior, observables, EstimatorSettings(symmetry=symmetry)), prior).save(tmp_path / "model")
+    code, _, err = simfer_cli("export", "model", "posterior.pt2")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "with `symmetry` draws come from Gibbs chains: train with `symmetry: {by: augmentation}`" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_simulator_without_a_symmetry_is_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sbi.utils.user_input_checks import process_prior
 
 from simfer.data.errors import PriorError, ShapeError
+from simfer.data.variables import RESERVED, RESERVED_IN_RESULTS
 from simfer.simulators.families import FAMILIES, GeneralizedPareto, LogUniform, TruncatedNormal
 from simfer.simulators.prior import Prior
 
@@ -263,6 +264,18 @@ def test_truncated_normal_agrees_with_scipy(loc: float, scale: float, low: float
 def test_impossible_marginals_are_named(marginal: object, match: str) -> None:
     with pytest.raises(PriorError, match=match):
         Prior({"p": marginal})
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED | RESERVED_IN_RESULTS), "two words", "1st", ""])
+def test_names_that_stores_and_results_need_are_refused_at_once(name: str) -> None:
+    with pytest.raises(
+        PriorError, match=rf"^prior of `{name}`: a parameter must be named by an identifier .* otherwise$"
+    ):
+        Prior({"a": D.Normal(0.0, 1.0), (name,): D.Normal(0.0, 1.0)})
+
+
+def test_a_keyword_may_name_a_parameter() -> None:
+    assert Prior({"lambda": D.Normal(0.0, 1.0)}).variables.names == ("lambda",)
 
 
 def test_replace_keeps_units_and_refuses_strangers() -> None:
