@@ -285,8 +285,10 @@ class LocalConfig(Settings):
     """What cannot change results: where and how fast things run. Not part of any fingerprint.
 
     Attributes:
-        executor: ``inline`` simulates in this process, ``processes`` in several.
-        workers: How many processes.
+        executor: ``inline`` simulates in this process, ``processes`` in several, ``dask`` on the workers of a Dask cluster.
+        workers: How many processes; of a cluster that has an ``address``, those that it has.
+        address: Of a running Dask scheduler, such as ``tcp://10.0.0.1:8786``; ``dask`` without one starts a cluster on this
+            machine.
         accelerator: Of the Lightning Trainer.
         devices: Of the Lightning Trainer.
         strategy: Of the Lightning Trainer.
@@ -299,8 +301,9 @@ class LocalConfig(Settings):
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
 
-    executor: Literal["inline", "processes"] = "inline"
+    executor: Literal["inline", "processes", "dask"] = "inline"
     workers: PositiveInt = 2
+    address: str | None = None
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     strategy: str = "auto"
@@ -309,6 +312,12 @@ class LocalConfig(Settings):
     compile: Literal["auto", "always", "never"] = "never"
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
+
+    @model_validator(mode="after")
+    def _has_a_use_for_the_address(self) -> LocalConfig:
+        if self.address is not None and self.executor != "dask":
+            raise ValueError(f"`address` is that of a Dask scheduler, and `executor` is {self.executor}: use dask")
+        return self
 
     def hardware(self) -> Hardware:
         """What training is told of it."""
