@@ -30,7 +30,7 @@ from ..estimators.settings import (
 )
 
 if TYPE_CHECKING:
-    from ..estimators.training import Hardware
+    from ..estimators.hardware import Hardware
 
 IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
@@ -290,8 +290,10 @@ class LocalConfig(Settings):
         address: Of a running Dask scheduler, such as ``tcp://10.0.0.1:8786``; ``dask`` without one starts a cluster on this
             machine.
         accelerator: Of the Lightning Trainer.
-        devices: Of the Lightning Trainer.
-        strategy: Of the Lightning Trainer.
+        devices: GPUs, or processes on a CPU, that train together on each node; they share every batch. ``auto``: all GPUs.
+        nodes: How many there are; more than one needs ``srun`` with a task for every device.
+        strategy: Of the Lightning Trainer; of several devices ``ddp``, or ``ddp_find_unused_parameters_true`` for networks of
+            your own of which a step may leave out parts.
         precision: Of the Lightning Trainer; that of embeddings, because densities compute in float32 whatever it is.
         threads: torch threads; ``auto`` takes one for small networks and measures for large ones.
         compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
@@ -306,6 +308,7 @@ class LocalConfig(Settings):
     address: str | None = None
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
+    nodes: PositiveInt = 1
     strategy: str = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: PositiveInt | Literal["auto"] = "auto"
@@ -321,7 +324,7 @@ class LocalConfig(Settings):
 
     def hardware(self) -> Hardware:
         """What training is told of it."""
-        from ..estimators.training import Hardware
+        from ..estimators.hardware import Hardware
 
         return Hardware(**{field.name: getattr(self, field.name) for field in fields(Hardware)})
 
