@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ GROUPS = ("simulators", "estimators", "checks")
 
 
 @cache
-def _entries(group: str) -> dict[str, EntryPoint]:
+def _entries(group: str) -> dict[str, Any]:  # `EntryPoint`, or its like in the backport that dask imports
     return {entry.name: entry for entry in entry_points(group=f"simfer.{group}")}
 
 
