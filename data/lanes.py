@@ -46,8 +46,6 @@ class Span(NamedTuple):
 class Readable(Protocol):
     """Where rows are read from."""
 
-    def empty(self, rows: int) -> Batch: ...
-
     def fill(self, into: Batch, pieces: list[Piece], pool: ThreadPoolExecutor) -> list[Future[None]]: ...
 
 
@@ -76,45 +74,53 @@ class Blocks:
 
 
 class Lane:
-    """Parts of batches, one for each step, from the first that is not to be skipped; begins to read when it is made.
+    """Parts of batches, one for each step, from the first that is not to be skipped.
 
     Args:
-        rows: Where they are.
-        span: Which of the epoch's.
+        span: Which of the epoch's rows.
         pieces: The same as they are stored.
         buffer_rows: Of a buffer, which has one block at least.
         order: Of the rows of a buffer, by its number and size.
         skip: Steps.
-        pool: Reads.
     """
 
     def __init__(
         self,
-        rows: Readable,
         span: Span,
         pieces: list[Piece],
         buffer_rows: int,
-        order: Callable[[int, int], torch.Tensor],
+        order: Callable[[int, int], np.ndarray],
         skip: int,
-        pool: ThreadPoolExecutor,
     ) -> None:
         buffers = _buffers(pieces, buffer_rows)
         ends = np.cumsum([_size(buffer) for buffer in buffers])
-        self._rows, self._each, self._order, self._pool = rows, span.each, order, pool
+        self._each, self._order = span.each, order
         self._skip = min(skip * span.each, span.last - span.first)
         self._begin = int(np.searchsorted(ends, self._skip, side="right"))
         self._buffers, self._ends = buffers[self._begin :], ends[self._begin :]
-        self._places = [rows.empty(max(map(_size, self._buffers), default=0)) for _ in self._buffers[:2]]
+        self._capacity = max(map(_size, self._buffers), default=0)
+
+    @property
+    def room(self) -> int:
+        """Rows of the two buffers at most that are in memory at once."""
+        return self._capacity * min(len(self._buffers), 2)
+
+    def begin(self, rows: Readable, place: Batch, offset: int, pool: ThreadPoolExecutor) -> None:
+        """Read from ``rows``, to the ``room`` rows of a place that begin at ``offset``."""
+        self._rows, self._place, self._offset, self._pool = rows, place, offset, pool
         self._ahead = self._fill(0)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        """What one step takes; rows from the end of a buffer and from the start of the next are two parts."""
+    def steps(self) -> Iterator[np.ndarray | list[Batch]]:
+        """What each step takes: which rows of the place; or, from the end of a buffer and the start of the next, the rows."""
         parts: list[Batch] = []
         missing = self._each
-        for rows, order in self._shuffled():
+        for order in self._shuffled():
             while len(order):
                 taken, order = order[:missing], order[missing:]
-                parts.append(rows.select(taken))
+                if len(taken) == self._each:
+                    yield taken
+                    continue
+                parts.append(self._place.select(torch.from_numpy(taken)))  # at once, for the next buffer may go there
                 missing -= len(taken)
                 if not missing:
                     yield parts
@@ -122,20 +128,24 @@ class Lane:
         if parts:
             yield parts
 
-    def _shuffled(self) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Buffers, each with the order to take its rows in; the next is read while one is in use."""
+    def _shuffled(self) -> Iterator[np.ndarray]:
+        """For each buffer the rows of the place in the order to take them in; the next is read while one is in use."""
         for i, (buffer, end) in enumerate(zip(self._buffers, self._ends, strict=True)):
             for future in self._ahead:
                 future.result()
             self._ahead = self._fill(i + 1)
             size = _size(buffer)
-            order = self._order(self._begin + i, size)
-            yield self._places[i % 2].select(slice(0, size)), order[max(0, self._skip - int(end) + size) :]
+            order = self._order(self._begin + i, size)[max(0, self._skip - int(end) + size) :]
+            yield order + self._start(i)
 
     def _fill(self, i: int) -> list[Future[None]]:
         if i >= len(self._buffers):
             return []
-        return self._rows.fill(self._places[i % 2], self._buffers[i], self._pool)
+        place = self._place.select(slice(self._start(i), self._start(i) + _size(self._buffers[i])))
+        return self._rows.fill(place, self._buffers[i], self._pool)
+
+    def _start(self, i: int) -> int:
+        return self._offset + i % 2 * self._capacity
 
 
 def _buffers(pieces: list[Piece], rows: int) -> list[list[Piece]]:

@@ -8,7 +8,7 @@ only where there are more processes than lanes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -175,18 +175,22 @@ class StreamedBatches(Position, IterableDataset[Batch]):
     def _batches(self, skip: int) -> Iterator[Batch]:
         """Batches from the step ``skip`` of this epoch on."""
         pool = ThreadPoolExecutor(self.rows.threads, "read")
-        spans = self._spans()
-        buffer_rows = max(self.rows.buffer_rows // self._lanes, 1)
         try:
-            blocks = self._blocks()
-            lanes = [
-                Lane(self.rows, span, blocks.pieces(span), buffer_rows, self._orders(span), skip, pool)
-                for span in spans
-            ]
-            for parts in zip(*lanes, strict=True):
-                yield _joined([part for few in parts for part in few])
+            place, lanes = self._begun(skip, pool)
+            for parts in zip(*(lane.steps() for lane in lanes), strict=True):
+                yield _joined(place, parts)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _begun(self, skip: int, pool: ThreadPoolExecutor) -> tuple[Batch, list[Lane]]:
+        """Lanes that read, and where to."""
+        blocks, buffer_rows = self._blocks(), max(self.rows.buffer_rows // self._lanes, 1)
+        lanes = [Lane(span, blocks.pieces(span), buffer_rows, self._orders(span), skip) for span in self._spans()]
+        offsets = np.cumsum([0, *(lane.room for lane in lanes)]).tolist()
+        place = self.rows.empty(offsets[-1])
+        for lane, offset in zip(lanes, offsets, strict=False):
+            lane.begin(self.rows, place, offset, pool)
+        return place, lanes
 
     @property
     def _lanes(self) -> int:
@@ -217,12 +221,12 @@ class StreamedBatches(Position, IterableDataset[Batch]):
             blocks = self._rng(0).permutation(blocks)
         return Blocks(blocks, self.rows.counts[blocks])
 
-    def _orders(self, span: Span) -> Callable[[int, int], torch.Tensor]:
+    def _orders(self, span: Span) -> Callable[[int, int], np.ndarray]:
         """Of the rows of a buffer, by its number and size."""
         if self.seed is None:
-            return lambda buffer, rows: torch.arange(rows)
+            return lambda buffer, rows: np.arange(rows)
         epoch = self.epoch
-        return lambda buffer, rows: torch.from_numpy(self._rng(1, span.first, buffer, epoch=epoch).permutation(rows))
+        return lambda buffer, rows: self._rng(1, span.first, buffer, epoch=epoch).permutation(rows)
 
     def _rng(self, *key: int, epoch: int | None = None) -> np.random.Generator:
         assert self.seed is not None
@@ -254,8 +258,12 @@ def usable_rows(store: SimulationStore, rows: slice | np.ndarray = slice(None), 
     return keep & ((status == OK) | (impute & (status == INVALID)))
 
 
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    x = {name: torch.cat([part.x[name] for part in parts]) for name in parts[0].x}
-    return Batch(torch.cat([part.theta for part in parts]), x)
+def _joined(place: Batch, parts: Sequence[np.ndarray | list[Batch]]) -> Batch:
+    """One batch of rows of a place and of rows."""
+    chosen = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(chosen) == len(parts):
+        return place.select(torch.from_numpy(np.concatenate(chosen)))
+    few = [[place.select(torch.from_numpy(part))] if isinstance(part, np.ndarray) else part for part in parts]
+    rows = [batch for batches in few for batch in batches]
+    x = {name: torch.cat([batch.x[name] for batch in rows]) for name in rows[0].x}
+    return Batch(torch.cat([batch.theta for batch in rows]), x)
