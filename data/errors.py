@@ -54,6 +54,10 @@ class SimulationTimeoutError(SimulatorError, TimeoutError):
     """A simulation took longer than it may, and was ended."""
 
 
+class ExecutorError(SimferError, RuntimeError):
+    """Workers that cannot be had, or that cannot do what they are given."""
+
+
 class StoreError(SimferError, OSError):
     """A simulation store that cannot be read, or that belongs to another campaign."""
 

@@ -2,8 +2,8 @@
 
 Rows that fit are whole tensors and batches slices of them: a ``DataLoader`` over a ``TensorDataset`` collates row by
 row in Python and costs 3 to 4 ms a step, as much as a small flow; slicing costs 0.05 ms. Rows that do not fit are
-streamed (`streaming`). The order of rows is a function of the seed, the epoch and the share of the process, and every
-loader counts the batches that were consumed, so an interrupted run continues with the very next batch.
+streamed (`streaming`). The order of rows is a function of the seed and the epoch, and every loader counts the batches that
+were consumed, so an interrupted run continues with the very next batch. Processes that train together share each batch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from .batch import Batch, require_float32
-from .errors import ShapeError
 from .memory import default_budget
 from .position import Position
 from .store import SimulationStore
-from .streaming import StoredRows, StreamedBatches, usable_rows
+from .streaming import StoredRows, StreamedBatches, require_share, usable_rows
 from .variables import Arrays
 
 Rows = Batch | StoredRows
@@ -32,8 +31,9 @@ _PART_BYTES = 16 * 2**20
 class Loader(Protocol):
     """What training needs of a loader: as many batches as it says, from where it was left off."""
 
-    rank: int
-    world: int
+    batch_size: int
+
+    def join(self, rank: int, world: int) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -53,12 +53,16 @@ class WholeBatches(Position):
 
     Args:
         rows: All rows.
-        batch_size: Rows in a batch; a last, smaller batch is dropped when shuffling, so that every step weighs the same.
+        batch_size: Rows in a batch. Shuffled, they are those of all processes together, and a last, smaller batch is dropped,
+            so that every step weighs the same; in order, they are those of one process.
         seed: Of the order of rows; None keeps the order and every row.
-        rank: Of this process, among ``world``; each gets the same number of rows.
+        rank: Of this process, among ``world``; each takes its part of every shuffled batch, or of the rows in order.
         world: How many processes train.
         resident: Whether `to` keeps all rows on the device; where they fill no more than half of what is free there
             when None.
+
+    Raises:
+        ShapeError: Fewer rows, or rows in a batch, than processes.
     """
 
     def __init__(
@@ -71,48 +75,53 @@ class WholeBatches(Position):
         world: int = 1,
         resident: bool | None = None,
     ) -> None:
-        if rows.rows < world:
-            raise ShapeError(f"`rows` of a loader must not be empty; got {rows.rows} for {world} process(es)")
         self.rows = rows
-        self.batch_size = min(batch_size, rows.rows // world)
+        self.batch_size = min(batch_size, rows.rows)
         self.seed = seed
-        self.rank, self.world = rank, world
         self.resident = resident
+        self.join(rank, world)
+
+    def join(self, rank: int, world: int) -> None:
+        """Take another part."""
+        require_share(self.rows.rows, self.batch_size, self.seed, world)
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
+        if self.seed is not None:
+            return self.rows.rows // self.batch_size
         first, last = self._share()
-        full, rest = divmod(last - first, self.batch_size)
-        return full + (rest > 0 and self.seed is None)
+        return (last - first + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         self.begin(len(self))
-        first, last = self._share()
         order = self._order()
         for step in range(self.consumed, len(self)):
             self.consumed = step + 1
-            start = first + step * self.batch_size
-            part = slice(start, min(start + self.batch_size, last))
+            part = self._part(step)
             yield self.rows.select(part if order is None else order[part])
 
     def numbers(self, index: int) -> np.ndarray:
-        """Which of the rows make up batch ``index`` of this epoch, counted from 0."""
-        first, last = self._share()
-        start = first + index * self.batch_size
-        rows = np.arange(start, min(start + self.batch_size, last))
-        order = self._order()
-        return rows if order is None else order.cpu().numpy()[rows]
+        """Which of the rows make up this process's part of batch ``index`` of this epoch, counted from 0."""
+        part, order = self._part(index), self._order()
+        return np.arange(part.start, part.stop) if order is None else order.cpu().numpy()[part]
 
     def to(self, device: torch.device) -> None:
         """Keep all rows on ``device`` from now on, if they are to be resident."""
         if self.resident or (self.resident is None and _fits(self.rows, device)):
             self.rows = self.rows.to(device)
 
-    def _share(self) -> tuple[int, int]:
-        """First and last of the epoch's rows that are this rank's; shuffled, all shares are equally large."""
-        total = self.rows.rows
+    def _part(self, step: int) -> slice:
+        """Which of the epoch's rows a step takes here."""
+        start, size = step * self.batch_size, self.batch_size
         if self.seed is None:
-            return self.rank * total // self.world, (self.rank + 1) * total // self.world
-        return self.rank * (total // self.world), (self.rank + 1) * (total // self.world)
+            first, last = self._share()
+            return slice(first + start, min(first + start + size, last))
+        return slice(start + self.rank * size // self.world, start + (self.rank + 1) * size // self.world)
+
+    def _share(self) -> tuple[int, int]:
+        """First and last of the rows in order that are this process's."""
+        total = self.rows.rows
+        return self.rank * total // self.world, (self.rank + 1) * total // self.world
 
     def _order(self) -> torch.Tensor | None:
         if self.seed is None:
@@ -129,7 +138,7 @@ class SimulationsDataModule(L.LightningDataModule):
         train: Rows to learn from.
         validation: Rows for the validation loss; stored ones are loaded where they fill no more than an eighth of
             their budget.
-        batch_size: Rows in a training batch; validation takes ten times as many, having no gradients to keep, or a
+        batch_size: Rows in a training batch of all processes together; validation takes ten times as many, having no gradients to keep, or a
             quarter of a buffer where they are streamed.
         seed: Of the order of training rows.
         resident: Whether rows in memory are kept on the training device; where they fit when None.
@@ -148,6 +157,11 @@ class SimulationsDataModule(L.LightningDataModule):
         self._validation = make_loader(validation, many, resident=resident)
 
     @property
+    def batch_size(self) -> int:
+        """Rows in a step of all processes together."""
+        return self._train.batch_size
+
+    @property
     def steps_per_epoch(self) -> int:
         return len(self._train)
 
@@ -155,7 +169,7 @@ class SimulationsDataModule(L.LightningDataModule):
         """Take this process's share."""
         assert self.trainer is not None
         for loader in (self._train, self._validation):
-            loader.rank, loader.world = self.trainer.global_rank, self.trainer.world_size
+            loader.join(self.trainer.global_rank, self.trainer.world_size)
 
     def to(self, device: torch.device) -> None:
         """Keep rows on ``device`` from now on, where they are to be resident."""

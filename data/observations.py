@@ -75,7 +75,7 @@ def _netcdf(path: Path) -> dict[str, Any]:
 def _zarr(path: Path) -> dict[str, Any]:
     import xarray as xr
 
-    with xr.open_zarr(path, consolidated=False) as dataset:
+    with xr.open_zarr(path, chunks=None, consolidated=False) as dataset:
         return {str(name): values.to_numpy() for name, values in dataset.data_vars.items()}
 
 

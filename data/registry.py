@@ -11,17 +11,18 @@ import importlib
 import importlib.util
 import sys
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from .errors import MissingFileError, UnknownNameError, did_you_mean
 
+FROM_FILE = "simfer_user_"  # begins the names of modules that were imported by path
 GROUPS = ("simulators", "estimators", "checks")
 
 
 @cache
-def _entries(group: str) -> dict[str, EntryPoint]:
+def _entries(group: str) -> dict[str, Any]:  # `EntryPoint`, or its like in the backport that dask imports
     return {entry.name: entry for entry in entry_points(group=f"simfer.{group}")}
 
 
@@ -58,14 +59,19 @@ def is_loaded(name: str) -> bool:
 
 def _from_path(name: str, folder: Path) -> Any:
     where, _, attribute = name.rpartition(":")
-    module = _from_file(folder / where) if where.endswith(".py") else _from_module(where, folder)
+    module = load_file(folder / where) if where.endswith(".py") else _from_module(where, folder)
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise UnknownNameError(f"`{where}` has no `{attribute}`; {did_you_mean(attribute, public)}")
     return getattr(module, attribute)
 
 
-def _from_file(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """The module of a Python file, imported once.
+
+    Raises:
+        MissingFileError: It is not there.
+    """
     if not path.is_file():
         raise MissingFileError(f"no file `{path}`: give the path of a Python file, relative to the configuration")
     name = _file_module(path)
@@ -85,7 +91,7 @@ def _from_file(path: Path) -> Any:
 
 
 def _file_module(path: Path) -> str:
-    return f"simfer_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    return f"{FROM_FILE}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
 
 
 def _from_module(name: str, folder: Path) -> Any:

@@ -1,17 +1,15 @@
 """Out of core: shuffled batches of a store that is larger than memory.
 
-One epoch: the store's blocks in an order drawn anew, dealt to ranks and workers as equal numbers of rows; gathered
-into buffers of whole blocks; the rows of a buffer shuffled. While one buffer is consumed, threads read the next one,
-every block to a place of its own, so that no batch depends on which thread was faster. The order is a function of
-(seed, epoch, rank, world, worker, workers, rows in a buffer) and nothing else. Whole blocks are read, because a chunk
-decompresses as a whole; skipping to the middle of an epoch reads none of the buffers before it.
+One epoch: the store's blocks in an order drawn anew, its rows dealt to a few lanes (`lanes`), each of which gives its part of
+every batch. Processes that train together share the lanes, so that a batch has the same rows however many they are. The order
+is a function of (seed, epoch, rows in a buffer, and, in a ``DataLoader``, worker and workers) and of nothing else; of the world
+only where there are more processes than lanes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .batch import Batch, require_float32
 from .errors import ShapeError, StoreError
+from .lanes import Blocks, Lane, Piece, Span
 from .position import Position
 from .records import INVALID, OK
 from .shards import ChunkReader
@@ -26,19 +25,8 @@ from .store import SimulationStore, require_whole
 
 BUFFER_BYTES = 64 * 2**20
 THREADS = 2
+LANES = 8  # a power of two, as devices are
 _COPIES_OF_A_BLOCK = 3  # compressed, decompressed, the rows that are wanted
-
-
-class Piece(NamedTuple):
-    """Rows ``first`` to ``last`` of those wanted of one block."""
-
-    block: int
-    first: int
-    last: int
-
-    @property
-    def rows(self) -> int:
-        return self.last - self.first
 
 
 class StoredRows:
@@ -145,14 +133,15 @@ class StreamedBatches(Position, IterableDataset[Batch]):
 
     Args:
         rows: The rows.
-        batch_size: Rows in a batch; a last, smaller batch is dropped when shuffling, so that every step weighs the same.
+        batch_size: Rows in a batch. Shuffled, they are those of all processes together, and a last, smaller batch is dropped,
+            so that every step weighs the same; in order, they are those of one process.
         seed: Of the order; None keeps the order and every row.
-        rank: Of this process, among ``world``; each gets the same number of rows. In a worker of a ``DataLoader``
-            (made with ``batch_size=None``) the rank's rows are divided further among the workers.
+        rank: Of this process, among ``world``; each takes its part of every shuffled batch, or of the rows in order. In a worker
+            of a ``DataLoader`` (made with ``batch_size=None``) the rank's steps, or rows, are divided among the workers.
         world: How many processes train.
 
     Raises:
-        ShapeError: Fewer rows than processes.
+        ShapeError: Fewer rows, or rows in a batch, than processes.
         StoreError: Blocks or buffers too large for the budget.
     """
 
@@ -163,19 +152,20 @@ class StreamedBatches(Position, IterableDataset[Batch]):
         rows.require_budget()
         self.rows = rows
         self.seed = seed
+        self.batch_size = min(batch_size, rows.rows)
+        self.join(rank, world)
+
+    def join(self, rank: int, world: int) -> None:
+        """Take another part."""
+        require_share(self.rows.rows, self.batch_size, self.seed, world)
         self.rank, self.world = rank, world
-        self.batch_size = min(batch_size, rows.rows // world)
-        if self.batch_size < 1:
-            raise ShapeError(f"`rows` must be at least one for each of {world} processes; got {rows.rows}")
 
     def __len__(self) -> int:
-        first, last = self._share()
-        full, rest = divmod(last - first, self.batch_size)
-        return full + (rest > 0 and self.seed is None)
+        return self._spans()[0].steps
 
     def __iter__(self) -> Iterator[Batch]:
         self.begin(len(self))
-        for batch in self._batches(self.consumed * self.batch_size):
+        for batch in self._batches(self.consumed):
             self.consumed += 1
             yield batch
 
@@ -183,86 +173,73 @@ class StreamedBatches(Position, IterableDataset[Batch]):
         """Nothing: batches are moved, one by one."""
 
     def _batches(self, skip: int) -> Iterator[Batch]:
-        """Batches from the row ``skip`` of this epoch on; one may join the end of a buffer to the start of the next."""
-        parts: list[Batch] = []
-        missing = self.batch_size
-        for rows, order in self._shuffled(skip):
-            while len(order):
-                taken, order = order[:missing], order[missing:]
-                parts.append(rows.select(taken))
-                missing -= len(taken)
-                if not missing:
-                    yield _joined(parts)
-                    parts, missing = [], self.batch_size
-        if parts and self.seed is None:
-            yield _joined(parts)
-
-    def _shuffled(self, skip: int) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Buffers that have rows beyond ``skip``, each with the order to take them in."""
-        buffers = self._buffers()
-        ends = np.cumsum([_size(buffer) for buffer in buffers])
-        begin = int(np.searchsorted(ends, skip, side="right"))
-        for i, rows in enumerate(self._filled(buffers[begin:]), begin):
-            order = self._order(i, rows.rows)
-            yield rows, order[max(0, skip - int(ends[i]) + rows.rows) :]
-
-    def _filled(self, buffers: list[list[Piece]]) -> Iterator[Batch]:
-        """One buffer after another; the next is read while one is in use, into the place of the one before it."""
-        places = [self.rows.empty(max(map(_size, buffers), default=0)) for _ in buffers[:2]]
+        """Batches from the step ``skip`` of this epoch on."""
         pool = ThreadPoolExecutor(self.rows.threads, "read")
         try:
-            ahead = self.rows.fill(places[0], buffers[0], pool) if buffers else []
-            for i, buffer in enumerate(buffers):
-                for future in ahead:
-                    future.result()
-                if i + 1 < len(buffers):
-                    ahead = self.rows.fill(places[(i + 1) % 2], buffers[i + 1], pool)
-                yield places[i % 2].select(slice(0, _size(buffer)))
+            place, lanes = self._begun(skip, pool)
+            for parts in zip(*(lane.steps() for lane in lanes), strict=True):
+                yield _joined(place, parts)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _buffers(self) -> list[list[Piece]]:
-        buffers: list[list[Piece]] = []
-        room = 0
-        for piece in self._pieces():
-            if piece.rows > room:
-                buffers.append([])
-                room = self.rows.buffer_rows
-            buffers[-1].append(piece)
-            room -= piece.rows
-        return buffers
+    def _begun(self, skip: int, pool: ThreadPoolExecutor) -> tuple[Batch, list[Lane]]:
+        """Lanes that read, and where to."""
+        blocks, buffer_rows = self._blocks(), max(self.rows.buffer_rows // self._lanes, 1)
+        lanes = [Lane(span, blocks.pieces(span), buffer_rows, self._orders(span), skip) for span in self._spans()]
+        offsets = np.cumsum([0, *(lane.room for lane in lanes)]).tolist()
+        place = self.rows.empty(offsets[-1])
+        for lane, offset in zip(lanes, offsets, strict=False):
+            lane.begin(self.rows, place, offset, pool)
+        return place, lanes
 
-    def _pieces(self) -> list[Piece]:
-        """This share of the epoch's rows: whole blocks, but for the first and the last."""
-        first, last = self._share()
-        counts = self.rows.counts
-        blocks = np.flatnonzero(counts)
+    @property
+    def _lanes(self) -> int:
+        """Into how many parts shuffled batches are divided, whoever takes them; more only for more processes."""
+        if self.seed is None:
+            return 1
+        most = min(LANES, self.batch_size, max(self.rows.buffer_rows // self.rows.store.layout.block, 1))
+        return max(1 << (most.bit_length() - 1), self.world)
+
+    def _spans(self) -> list[Span]:
+        """This rank's and worker's rows of the epoch, by lanes."""
+        info, total, size = get_worker_info(), self.rows.rows, self.batch_size
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        if self.seed is None:
+            part, parts = self.rank * workers + worker, self.world * workers
+            return [Span(part * total // parts, (part + 1) * total // parts, size)]
+        steps, lanes = total // size, self._lanes
+        first, last = worker * steps // workers, (worker + 1) * steps // workers
+        spans = []
+        for lane in range(self.rank * lanes // self.world, (self.rank + 1) * lanes // self.world):
+            low, high = lane * size // lanes, (lane + 1) * size // lanes
+            spans.append(Span(steps * low + first * (high - low), steps * low + last * (high - low), high - low))
+        return spans
+
+    def _blocks(self) -> Blocks:
+        blocks = np.flatnonzero(self.rows.counts)
         if self.seed is not None:
             blocks = self._rng(0).permutation(blocks)
-        ends = np.cumsum(counts[blocks])
-        spans = [
-            (int(block), max(first - int(end - counts[block]), 0), int(counts[block] - max(end - last, 0)))
-            for block, end in zip(blocks, ends, strict=True)
-        ]
-        return [Piece(*span) for span in spans if span[1] < span[2]]
+        return Blocks(blocks, self.rows.counts[blocks])
 
-    def _share(self) -> tuple[int, int]:
-        """First and last row of the epoch that are this rank's and worker's; shuffled, all shares are equally large."""
-        info = get_worker_info()
-        workers, worker = (info.num_workers, info.id) if info else (1, 0)
-        part, parts, total = self.rank * workers + worker, self.world * workers, self.rows.rows
+    def _orders(self, span: Span) -> Callable[[int, int], np.ndarray]:
+        """Of the rows of a buffer, by its number and size."""
         if self.seed is None:
-            return part * total // parts, (part + 1) * total // parts
-        return part * (total // parts), (part + 1) * (total // parts)
+            return lambda buffer, rows: np.arange(rows)
+        epoch = self.epoch
+        return lambda buffer, rows: self._rng(1, span.first, buffer, epoch=epoch).permutation(rows)
 
-    def _order(self, buffer: int, rows: int) -> torch.Tensor:
-        if self.seed is None:
-            return torch.arange(rows)
-        return torch.from_numpy(self._rng(1, self._share()[0], buffer).permutation(rows))
-
-    def _rng(self, *key: int) -> np.random.Generator:
+    def _rng(self, *key: int, epoch: int | None = None) -> np.random.Generator:
         assert self.seed is not None
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.epoch, *key)))
+        key = (self.epoch if epoch is None else epoch, *key)
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+
+def require_share(rows: int, batch_size: int, seed: int | None, world: int) -> None:
+    """Raise ShapeError where not every process gets a row, or, of shuffled rows, one of every batch."""
+    if rows < world:
+        raise ShapeError(f"`rows` must be at least one for each of {world} process(es); got {rows}")
+    if seed is not None and batch_size < world:
+        raise ShapeError(f"`batch_size` must be at least one for each of {world} processes; got {batch_size}")
 
 
 def usable_rows(store: SimulationStore, rows: slice | np.ndarray = slice(None), *, impute: bool = False) -> np.ndarray:
@@ -281,12 +258,12 @@ def usable_rows(store: SimulationStore, rows: slice | np.ndarray = slice(None), 
     return keep & ((status == OK) | (impute & (status == INVALID)))
 
 
-def _size(pieces: list[Piece]) -> int:
-    return sum(piece.rows for piece in pieces)
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    x = {name: torch.cat([part.x[name] for part in parts]) for name in parts[0].x}
-    return Batch(torch.cat([part.theta for part in parts]), x)
+def _joined(place: Batch, parts: Sequence[np.ndarray | list[Batch]]) -> Batch:
+    """One batch of rows of a place and of rows."""
+    chosen = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(chosen) == len(parts):
+        return place.select(torch.from_numpy(np.concatenate(chosen)))
+    few = [[place.select(torch.from_numpy(part))] if isinstance(part, np.ndarray) else part for part in parts]
+    rows = [batch for batches in few for batch in batches]
+    x = {name: torch.cat([batch.x[name] for batch in rows]) for name in rows[0].x}
+    return Batch(torch.cat([batch.theta for batch in rows]), x)

@@ -36,11 +36,11 @@ from ..simulators.campaign import Executor, OnInvalid, simulate
 from ..simulators.prior import Prior
 from ..simulators.trail import filling
 from .embeddings.own import imported
+from .hardware import Hardware
 from .losses import EpochReport
 from .model import Model, load_model
 from .settings import EstimatorSettings, RoundsSettings, TrainingSettings
 from .train import train
-from .training import Hardware
 from .truncation import Proposed, Region, Truncation
 
 SIMULATIONS = "simulations.zarr"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from ..data.batch import Batch
 from ..data.errors import ConfigError, ShapeError
 from ..data.files import write_json
 from ..data.loaders import Portions, Rows, as_batch
-from ..data.memory import default_budget
 from ..data.proposals import inside
 from ..data.splits import hold_out
 from ..data.store import SimulationStore
@@ -25,12 +24,13 @@ from ..data.variables import Arrays, Variable, Variables, check_finite
 from ..simulators.prior import Prior
 from .base import Estimator
 from .embeddings.own import imported, with_classes
+from .hardware import Hardware
 from .losses import EpochReport
 from .model import Model, build_estimator
 from .robust.tradeoff import trade_off
 from .settings import LIKELIHOODS, EstimatorSettings, TrainingSettings
 from .symmetry.own import imported_symmetry, with_object
-from .training import Hardware, History, train_estimator
+from .training import History, train_estimator
 
 ArrayLike = Any
 
@@ -109,7 +109,7 @@ def train(
             folder=where / part if where else None,
             logs=Path(logs) / part if logs else None,
             hardware=hardware,
-            name_rows=lambda numbers: np.flatnonzero(mask)[numbers],
+            name_rows=_Named(np.flatnonzero(mask)),
             on_epoch=on_epoch,
         )
         return network, history
@@ -130,6 +130,16 @@ def train(
         "seed": seed,
     }
     return Model(network, prior, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What training rows are called where they came from."""
+
+    names: np.ndarray
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        return np.asarray(self.names[numbers])
 
 
 def split(rows: Batch, validation: float, groups: np.ndarray | None = None) -> tuple[Batch, Batch]:
@@ -195,7 +205,7 @@ def _stored(
     _check_stored(store, keep, prior)
     group = store.read_array("group") if store.schema.grouped else None
     masks = hold_out(keep, training.validation, group)
-    memory = hardware.memory or default_budget()
+    memory = hardware.budget
     decided = _decided(StoredRows(store, keep, memory), training, folder)
     parts = [StoredRows(store, mask, memory, buffer_rows=decided.get("buffer_rows")) for mask in masks]
     if decided["kind"] == "stream":

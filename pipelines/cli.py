@@ -309,10 +309,16 @@ def _execute(config: str, stages: list[str], sets: list[str] | None, workdir: Pa
     from .engine import execute
     from .progress import Reporter
     from .tables import failed_checks, show_outcome
+    from .tasks import Task, follow, leading
 
     job, folder = _job(config, sets, workdir)
+    task = Task.here()
+    if task and task.rank:
+        follow(task, folder)
+        return
     try:
-        execute(job, folder, stages, Reporter(Console()))
+        with leading(task, folder, job.config.local):
+            execute(job, folder, stages, Reporter(Console()))
     except KeyboardInterrupt:  # here, because Typer would end the process without a word
         _fail("interrupted: nothing is lost; the same command continues", INTERRUPTED)
     if "report" in stages:

@@ -30,7 +30,7 @@ from ..estimators.settings import (
 )
 
 if TYPE_CHECKING:
-    from ..estimators.training import Hardware
+    from ..estimators.hardware import Hardware
 
 IMPORT_KEYS = ("theta", "x", "context", "group", "u", "status", "reason", "runtime", "variables")
 
@@ -285,11 +285,15 @@ class LocalConfig(Settings):
     """What cannot change results: where and how fast things run. Not part of any fingerprint.
 
     Attributes:
-        executor: ``inline`` simulates in this process, ``processes`` in several.
-        workers: How many processes.
+        executor: ``inline`` simulates in this process, ``processes`` in several, ``dask`` on the workers of a Dask cluster.
+        workers: How many processes; of a cluster that has an ``address``, those that it has.
+        address: Of a running Dask scheduler, such as ``tcp://10.0.0.1:8786``; ``dask`` without one starts a cluster on this
+            machine.
         accelerator: Of the Lightning Trainer.
-        devices: Of the Lightning Trainer.
-        strategy: Of the Lightning Trainer.
+        devices: GPUs, or processes on a CPU, that train together on each node; they share every batch. ``auto``: all GPUs.
+        nodes: How many there are; more than one needs ``srun`` with a task for every device.
+        strategy: Of the Lightning Trainer; of several devices ``ddp``, or ``ddp_find_unused_parameters_true`` for networks of
+            your own of which a step may leave out parts.
         precision: Of the Lightning Trainer; that of embeddings, because densities compute in float32 whatever it is.
         threads: torch threads; ``auto`` takes one for small networks and measures for large ones.
         compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
@@ -299,10 +303,12 @@ class LocalConfig(Settings):
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
 
-    executor: Literal["inline", "processes"] = "inline"
+    executor: Literal["inline", "processes", "dask"] = "inline"
     workers: PositiveInt = 2
+    address: str | None = None
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
+    nodes: PositiveInt = 1
     strategy: str = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     threads: PositiveInt | Literal["auto"] = "auto"
@@ -310,9 +316,15 @@ class LocalConfig(Settings):
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
 
+    @model_validator(mode="after")
+    def _has_a_use_for_the_address(self) -> LocalConfig:
+        if self.address is not None and self.executor != "dask":
+            raise ValueError(f"`address` is that of a Dask scheduler, and `executor` is {self.executor}: use dask")
+        return self
+
     def hardware(self) -> Hardware:
         """What training is told of it."""
-        from ..estimators.training import Hardware
+        from ..estimators.hardware import Hardware
 
         return Hardware(**{field.name: getattr(self, field.name) for field in fields(Hardware)})
 

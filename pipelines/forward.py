@@ -37,7 +37,7 @@ def find_simulator(config: Config, folder: Path, found: Problems) -> tuple[Simul
     if config.simulator.command:
         return _program(config, folder, found)
     with found.at("simulator"):
-        reference = Reference(config.simulator.name, json.dumps(config.simulator.arguments), folder)
+        reference = Reference(config.simulator.name, json.dumps(config.simulator.arguments), folder.absolute())
         return reference.load(), reference
     return None, None
 

@@ -30,6 +30,7 @@ from ..simulators.imported import Imported
 from ..simulators.prior import Prior
 from .config import CheckConfig, Config
 from .context import read_context
+from .executors.dask import require_dask
 from .forward import absolute_simulator, find_simulator
 from .imports import with_rows
 from .problems import Problems
@@ -142,6 +143,9 @@ def make_job(source: Source, simulator: Simulator | None = None) -> Job:
     if simulator is None:
         raise ConfigError(found.in_order())
     prior = simulator.prior if isinstance(simulator, Imported) else _prior(simulator, config, source.folder, found)
+    with found.at("local", "executor"):
+        if config.local.executor == "dask":
+            require_dask()
     with found.at("local", "loggers"):
         require_loggers(config.local.loggers)
     with found.at("train", "transforms"):

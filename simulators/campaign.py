@@ -87,7 +87,7 @@ class FillShard:
     """The task of one worker: simulate what one shard lacks and write it.
 
     Attributes:
-        store: Its folder.
+        store: Its folder; absolute, because a worker may have another working directory.
         simulator: The forward model, or how to find it.
         prior: Of theta.
         seed: Root of all randomness.
@@ -187,7 +187,7 @@ def simulate(
         probe(simulator, prior, protection, context)
         _create(simulator, prior, context, own, rows, Path(path), block)
     store = SimulationStore.open(path)
-    task = FillShard(store.path, reference or simulator, prior, seed, protection, context)
+    task = FillShard(store.path.absolute(), reference or simulator, prior, seed, protection, context)
     with filling(store):
         store = _still(store.path, rows)
         _note_attempts(store, attempts_of(simulator, protection))
@@ -246,11 +246,10 @@ def retry(
         attempt = int(store.attributes.get("attempts", 1))
         mended = {"campaign": own, "campaign_hash": fingerprint(own)}
         store.annotate({**mended, "attempts": attempt + attempts_of(simulator, protection)})
-    task = FillShard(
-        store.path, reference or simulator, prior, own["seed"], protection, context, (FAILED, TIMEOUT), attempt
-    )
+    sent, again = reference or simulator, (FAILED, TIMEOUT)
+    task = FillShard(store.path.absolute(), sent, prior, own["seed"], protection, context, again, attempt)
     with filling(store):
-        _fill(task, store, store.shards_with((FAILED, TIMEOUT)), executor, "mask", progress)
+        _fill(task, store, store.shards_with(again), executor, "mask", progress)
     return store
 
 

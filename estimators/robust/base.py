@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...data.batch import Batch
 from ..base import Estimator, seeded
+from ..sharing import rank_and_world
 
 
 @runtime_checkable
@@ -33,5 +34,10 @@ class Term(Protocol):
 
 
 def of_step(seed: int, step: int) -> AbstractContextManager[None]:
-    """Draw from torch's generator as a function of (seed, step), and leave it as it was."""
-    return seeded(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+    """Draw from torch's generator as a function of (seed, step), and leave it as it was.
+
+    Each of several processes that train together draws its own numbers, for its own rows.
+    """
+    rank, _ = rank_and_world()
+    root = np.random.SeedSequence((seed, step), spawn_key=(rank,) if rank else ())
+    return seeded(int(root.generate_state(1)[0]))

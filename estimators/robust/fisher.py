@@ -35,6 +35,7 @@ from ..ensemble import Ensemble
 from ..mixture import strata
 from ..precision import full_precision
 from ..settings import FisherSettings
+from ..sharing import rank_and_world
 from .base import of_step
 from .smoothing import GradientAverage
 
@@ -80,7 +81,8 @@ class FisherPenalty:
         return added + average.term(weights) / estimator.members
 
     def _of_some(self, estimator: Estimator, batch: Batch, step: int) -> Float[Tensor, "member"]:
-        rows = batch.rows if self.settings.rows is None else min(self.settings.rows, batch.rows)
+        _, world = rank_and_world()
+        rows = batch.rows if self.settings.rows is None else min(max(self.settings.rows // world, 1), batch.rows)
         return self.penalty(estimator, batch.select(slice(rows)), step)
 
     @torch.no_grad()

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
+
+from ..sharing import share_means
 
 
 class GradientAverage:
@@ -34,7 +35,7 @@ class GradientAverage:
         """Take the gradient of a value into the average."""
         found = torch.autograd.grad(value, parameters, allow_unused=True)
         new = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True)]
-        _share(new)
+        share_means(new)
         old = self._mean or [torch.zeros_like(g) for g in new]
         self._mean = [g.lerp(mean.to(g), self._decay) for g, mean in zip(new, old, strict=True)]
         self._count += 1
@@ -49,11 +50,3 @@ class GradientAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._count, self._mean = state["count"], list(state["mean"])
-
-
-def _share(gradients: Sequence[Tensor]) -> None:
-    """Replace them by their means over processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)
-            gradient.div_(torch.distributed.get_world_size())

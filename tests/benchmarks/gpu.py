@@ -22,8 +22,8 @@ from sbi.inference import NPE
 
 import simfer
 from simfer.data import registry
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.settings import TrainingSettings
-from simfer.estimators.training import Hardware
 
 HELD_OUT = 20_000
 STEPS = 60

@@ -35,8 +35,9 @@ from simfer.data.store import SimulationStore
 from simfer.data.streaming import StoredRows, StreamedBatches, usable_rows
 from simfer.data.variables import Variable, Variables
 from simfer.estimators import npe, train, training  # noqa: F401
+from simfer.estimators.hardware import Hardware
+from simfer.estimators.module import TrainingModule
 from simfer.estimators.settings import EstimatorSettings, TrainingSettings
-from simfer.estimators.training import Hardware, TrainingModule
 
 BATCH = 256
 NAMES = "abcde"

@@ -23,8 +23,8 @@ import torch
 
 import simfer
 from simfer.data import registry
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
-from simfer.estimators.training import Hardware
 
 HELD_OUT = 5000
 SETTINGS = EstimatorSettings(

@@ -22,10 +22,10 @@ from torch.distributions import Independent, Uniform
 
 import simfer
 from simfer.data.loaders import WholeBatches, as_batch
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.model import build_estimator
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.estimators.train import split
-from simfer.estimators.training import Hardware
 from simfer.simulators.two_moons import TwoMoons
 
 BATCH = 200

@@ -66,18 +66,28 @@ def test_resume_in_mid_epoch_gives_the_very_next_batch(stop: int) -> None:
 
 
 def test_no_rows_is_an_error() -> None:
-    with pytest.raises(ShapeError, match="must not be empty"):
+    with pytest.raises(ShapeError, match=r"`rows` must be at least one for each of 1 process\(es\); got 0"):
         WholeBatches(rows(0), 5)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_share_the_rows_and_take_equally_many_steps(world: int) -> None:
-    shares = [epoch(WholeBatches(rows(20), 3, seed=1, rank=rank, world=world)) for rank in range(world)]
-    assert {len(share) for share in shares} == {20 // world // 3}
-    seen = list(itertools.chain(*itertools.chain(*shares)))
-    assert len(seen) == len(set(seen))
+def test_ranks_share_every_batch(world: int) -> None:
+    """Together they see the batches of one process, in its order."""
+    whole = epoch(WholeBatches(rows(20), 5, seed=1))
+    loaders = [WholeBatches(rows(20), 5, seed=1, rank=rank, world=world) for rank in range(world)]
+    shares = [epoch(loader) for loader in loaders]
+    assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    for loader, share in zip(loaders, shares, strict=True):
+        assert [loader.numbers(step).tolist() for step in range(len(loader))] == share
     unshuffled = [epoch(WholeBatches(rows(20), 3, rank=rank, world=world)) for rank in range(world)]
     assert list(itertools.chain(*itertools.chain(*unshuffled))) == list(range(20))
+
+
+def test_more_processes_than_there_is_for_them_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"`batch_size` must be at least one for each of 4 processes; got 3"):
+        WholeBatches(rows(20), 3, seed=1, world=4)
+    with pytest.raises(ShapeError, match=r"`rows` must be at least one for each of 4 process\(es\); got 3"):
+        WholeBatches(rows(3), 3, world=4)
 
 
 @pytest.mark.parametrize(("resident", "device"), [(True, "meta"), (None, "meta"), (False, "cpu")])

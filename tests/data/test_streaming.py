@@ -143,17 +143,47 @@ def test_resuming_reads_no_buffer_that_was_consumed(store, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_ranks_share_the_rows_and_take_equally_many_steps(store, world: int) -> None:
+@pytest.mark.parametrize("batch_size", [8, 11])
+def test_ranks_share_every_batch(store, world: int, batch_size: int) -> None:
+    """Together they see the batches of one process, in its order, while there are enough lanes for all."""
     for epoch in range(3):
         shares = []
         for rank in range(world):
-            loader = StreamedBatches(stored(store), 4, seed=6, rank=rank, world=world)
+            loader = StreamedBatches(stored(store, 90), batch_size, seed=6, rank=rank, world=world)
             loader.set_epoch(epoch)
             shares.append(names(loader))
-            assert len(shares[-1]) == len(loader) == len(KEPT) // world // 4
-        rows = [row for share in shares for batch in share for row in batch]
-        assert len(rows) == len(set(rows))
+            assert len(shares[-1]) == len(loader) == len(KEPT) // batch_size
+        batches = [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)]
+        whole = StreamedBatches(stored(store, 90), batch_size, seed=6)
+        whole.set_epoch(epoch)
+        assert batches == names(whole)
+        rows = list(itertools.chain(*batches))
+        assert len(rows) == len(set(rows)) == batch_size * len(whole)
         assert set(rows) <= set(KEPT)
+
+
+@pytest.mark.parametrize("world", [3, 7])
+def test_more_ranks_than_lanes_share_the_rows(store, world: int) -> None:
+    """Buffers of two blocks are two lanes."""
+    shares = [names(StreamedBatches(stored(store, 20), 8, seed=6, rank=rank, world=world)) for rank in range(world)]
+    rows = [row for share in shares for batch in share for row in batch]
+    assert len(rows) == len(set(rows)) == 8 * (len(KEPT) // 8)
+    assert {len(share) for share in shares} == {len(KEPT) // 8}
+
+
+def test_every_row_is_read_by_one_rank(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the blocks in which a lane ends and the next begins."""
+    reads, read = [], ChunkReader.read
+
+    def counted(self: ChunkReader, chunk: int, into: np.ndarray) -> None:
+        if self.name == "theta":
+            reads.append(chunk)
+        read(self, chunk, into)
+
+    monkeypatch.setattr(ChunkReader, "read", counted)
+    for rank in range(2):
+        list(StreamedBatches(stored(store, 20), 8, seed=6, rank=rank, world=2))
+    assert len(reads) <= ROWS // BLOCK + 2
 
 
 def test_ranks_together_validate_on_every_row(store) -> None:
@@ -165,10 +195,10 @@ def test_ranks_together_validate_on_every_row(store) -> None:
 def test_workers_share_the_rows_of_a_rank(store) -> None:
     loader = StreamedBatches(stored(store), 5, seed=6, rank=1, world=2)
     batches = names(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="spawn"))
-    rows = list(itertools.chain(*batches))
-    assert len(rows) == len(set(rows)) == 2 * 25
-    other = itertools.chain(*names(StreamedBatches(stored(store), 5, seed=6, rank=0, world=2)))
-    assert not set(rows) & set(other)
+    other = names(StreamedBatches(stored(store), 5, seed=6, rank=0, world=2))
+    assert len(batches) == len(other) == 20
+    rows = list(itertools.chain(*batches, *other))
+    assert len(rows) == len(set(rows)) == 100
 
 
 def test_loaded_and_streamed_portions_are_the_same_rows(store) -> None:

@@ -15,8 +15,8 @@ from simfer.data.variables import Variable, Variables
 from simfer.estimators import checkpoints
 from simfer.estimators.base import Estimator
 from simfer.estimators.direct import DirectPosterior
+from simfer.estimators.module import TrainingModule
 from simfer.estimators.settings import EstimatorSettings
-from simfer.estimators.training import TrainingModule
 from simfer.simulators.prior import Prior
 
 

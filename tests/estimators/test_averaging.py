@@ -11,8 +11,8 @@ import torch
 import simfer
 from simfer.data.batch import Batch
 from simfer.estimators import checkpoints
+from simfer.estimators.module import TrainingModule
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
-from simfer.estimators.training import TrainingModule
 
 ESTIMATOR = EstimatorSettings(
     flow=FlowSettings(kind="maf", transforms=2, hidden=(16,)), embedding=EmbeddingSettings(kind="none")

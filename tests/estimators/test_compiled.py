@@ -16,9 +16,9 @@ from simfer.data.batch import Batch
 from simfer.data.loaders import as_batch
 from simfer.estimators import compiled, tuning
 from simfer.estimators.compiled import Compilation, Known
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.model import build_estimator
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
-from simfer.estimators.training import Hardware
 from simfer.estimators.trial import Trial
 
 ESTIMATOR = EstimatorSettings(

@@ -23,6 +23,7 @@ from simfer.estimators.ensemble import Ensemble
 from simfer.estimators.likelihood_ensemble import LikelihoodEnsemble
 from simfer.estimators.members import member_seeds, stacking_weights
 from simfer.estimators.model import build_estimator
+from simfer.estimators.module import clip_members
 from simfer.estimators.npe import NPE
 from simfer.estimators.settings import (
     EmbeddingSettings,
@@ -32,7 +33,7 @@ from simfer.estimators.settings import (
     TrainingSettings,
 )
 from simfer.estimators.train import split
-from simfer.estimators.training import clip_members, train_estimator
+from simfer.estimators.training import train_estimator
 from simfer.simulators.prior import Prior
 
 SMALL = EmbeddingSettings(features=4, hidden=(16,))

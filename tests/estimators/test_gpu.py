@@ -11,6 +11,7 @@ import torch.distributions as D
 
 import simfer
 from simfer.data.loaders import as_batch
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.model import Model, load_model
 from simfer.estimators.precision import full_precision
 from simfer.estimators.robust.information import fisher_trace
@@ -23,7 +24,6 @@ from simfer.estimators.settings import (
     TradesSettings,
     TrainingSettings,
 )
-from simfer.estimators.training import Hardware
 from simfer.simulators.prior import Prior
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

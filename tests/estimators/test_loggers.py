@@ -11,8 +11,8 @@ import pytest
 import simfer
 from simfer.data.errors import ConfigError
 from simfer.estimators import loggers
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
-from simfer.estimators.training import Hardware
 
 ESTIMATOR = EstimatorSettings(
     flow=FlowSettings(kind="maf", transforms=1, hidden=(8,)), embedding=EmbeddingSettings(kind="none")

@@ -17,9 +17,11 @@ from simfer.data.loaders import valid_rows
 from simfer.data.store import SimulationStore
 from simfer.data.streaming import StoredRows
 from simfer.estimators import checkpoints
+from simfer.estimators.hardware import Hardware
 from simfer.estimators.model import build_estimator
+from simfer.estimators.module import TrainingModule
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
-from simfer.estimators.training import Hardware, TrainingModule, train_estimator
+from simfer.estimators.training import train_estimator
 
 ESTIMATOR = EstimatorSettings(
     flow=FlowSettings(kind="maf", transforms=2, hidden=(16,)), embedding=EmbeddingSettings(kind="none"), whiten=True

@@ -114,7 +114,11 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
         ),
         (
             "simulator: two_moons\nlocal: {executor: slum}\n",
-            "c.yaml:2: `local.executor`: must be 'inline' or 'processes'; got 'slum'",
+            "c.yaml:2: `local.executor`: must be 'inline', 'processes' or 'dask'; got 'slum'",
+        ),
+        (
+            "simulator: two_moons\nlocal: {address: tcp://there:8786}\n",
+            "c.yaml:2: `local`: `address` is that of a Dask scheduler, and `executor` is inline: use dask",
         ),
         (
             "simulator: two_moons\nlocal: {loggers: [neptune]}\n",
