@@ -74,7 +74,6 @@ WRONG_SIGN = {"time": replace(RIGHT, spacing=-RIGHT.spacing)}
 WRONG: dict[str, tuple[Prior, dict[str, Any]]] = {
     "uniform        right, exact              ": (PRIOR, {"declared": SIMULATOR.symmetry}),
     "uniform        wrong sign, exact         ": (PRIOR, {"declared": WRONG_SIGN}),
-    "uniform        wrong sign, exact: false  ": (PRIOR, {"declared": WRONG_SIGN, "exact": False}),
     "N(3, 0.015)    right, exact              ": (NARROW, {"declared": SIMULATOR.symmetry}),
     "N(3, 0.015)    right, exact: false       ": (NARROW, {"declared": SIMULATOR.symmetry, "exact": False}),
 }
