@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from ..data.stopping import stop_asked
+
 _EVERY = 600.0
 _SHARE = 0.01
 
@@ -17,7 +19,7 @@ class Checkpoints(Checkpoint):
     """The whole state in one file, replaced in one step.
 
     Saved after an epoch if that costs at most a hundredth of the time since the last save, judged by what the last one cost,
-    after the last epoch, and after any step once ten minutes have passed. A training goes on from any of them with the same losses.
+    after the last epoch, after any step once ten minutes have passed, and after the step at which the process is asked to stop. A training goes on from any of them with the same losses.
     """
 
     def __init__(self, file: Path) -> None:
@@ -25,18 +27,21 @@ class Checkpoints(Checkpoint):
         self._saved, self._cost = time.monotonic(), 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._save_after(trainer, _EVERY)
+        if self._save_after(trainer, _EVERY, stop_asked()):
+            raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         self._save_after(trainer, 0.0 if last else min(_EVERY, self._cost / _SHARE))
 
-    def _save_after(self, trainer: L.Trainer, seconds: float) -> None:
-        due = time.monotonic() - self._saved >= seconds
-        if trainer.world_size > 1:  # all save, or none
-            due = trainer.strategy.broadcast(due)
+    def _save_after(self, trainer: L.Trainer, seconds: float, stop: bool = False) -> bool:
+        """Save if that is due, or the training is to stop; gives whether it is."""
+        due = stop or time.monotonic() - self._saved >= seconds
+        if trainer.world_size > 1:  # all save and stop, or none
+            due, stop = trainer.strategy.broadcast((due, stop))
         if due:
             started = time.monotonic()
             trainer.save_checkpoint(self._file)
             self._saved = time.monotonic()
             self._cost = self._saved - started
+        return stop

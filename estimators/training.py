@@ -36,6 +36,7 @@ from ..data.ranges import Ranges
 from .averaging import MovingAverage
 from .base import Estimator
 from .checkpoints import Checkpoints
+from .cluster import cluster_environments
 from .compiled import When
 from .failure import Step, explain
 from .loggers import LoggerName, make_loggers
@@ -337,6 +338,7 @@ def _trainer(
         gradient_clip_val=settings.clip,
         callbacks=[*average, *callbacks, stop, Checkpoints(folder / _LAST)],
         profiler=_NoProfiler(),
+        plugins=cluster_environments(),
         logger=loggers,
         default_root_dir=folder,
         enable_progress_bar=False,

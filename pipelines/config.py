@@ -28,6 +28,7 @@ from ..estimators.settings import (
     Settings,
     TrainingSettings,
 )
+from .slurm.settings import SlurmConfig
 
 if TYPE_CHECKING:
     from ..estimators.training import Hardware
@@ -295,6 +296,9 @@ class LocalConfig(Settings):
         compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
             decides depends on the clock, so that two runs, or a resumed one, may differ by rounding.
         loggers: Where losses go besides CSV and TensorBoard: ``wandb``, ``mlflow``.
+        slurm: What `simfer submit` asks of a Slurm cluster; see docs/slurm.md.
+        stage_to: Folder on the disk of the node, such as ``$TMPDIR``, to which the simulations are copied before training and
+            checks read them.
         memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
@@ -309,6 +313,8 @@ class LocalConfig(Settings):
     compile: Literal["auto", "always", "never"] = "never"
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
+    stage_to: str | None = None
+    slurm: SlurmConfig = SlurmConfig()
 
     def hardware(self) -> Hardware:
         """What training is told of it."""

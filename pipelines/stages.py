@@ -13,7 +13,7 @@ from ..data.errors import SimulatorError
 from ..data.files import remove
 from ..data.store import SimulationStore
 from ..data.variables import Arrays, Variables
-from ..simulators.campaign import identity
+from ..simulators.begin import identity
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from ..simulators.recorded import Recorded
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, Any]
 
+_PARTS = "calibration.parts"  # of draws for the checks, while they are made
 _LEAST_SETS = 100  # of replicated data: fewer give no p-value below 0.01
 
 
@@ -264,9 +265,10 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     impute = config.simulate.on_invalid == "impute"
     theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
-    calibration, sampled = _calibration(job, posterior, theta, x, reporter)
+    calibration, sampled = _calibration(job, posterior, theta, x, folder / _PARTS, reporter)
     calibration.save(folder / "calibration.zarr")
     attacked = _attacked(job, posterior, theta, x, folder, reporter)
+    remove(folder / _PARTS)
     results = [ask(check, calibration, attacked) for check in job.checks]
     for result in results:
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
@@ -274,10 +276,12 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 
 
 def _calibration(
-    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, reporter: Reporter
+    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, parts: Path, reporter: Reporter
 ) -> tuple[CalibrationSet, Numbers]:
     """The calibration set, and how the Markov chains fared that drew it: the first portion not to be trusted, if one."""
     from ..diagnostics.calibration import CalibrationSet
+    from ..estimators.mcmc import MCMCPosterior
+    from ..estimators.symmetry.posterior import GNPEPosterior
 
     fared: list[Any] = []
     with reporter.bar("diagnose", len(theta), "pairs") as meter:
@@ -287,7 +291,8 @@ def _calibration(
             fared.append(_fared(posterior))
 
         draws, seed = job.config.diagnose.draws, job.config.seed
-        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, progress=drawn)
+        kept = None if isinstance(posterior, MCMCPosterior | GNPEPosterior) else parts  # of chains, how they fared would be lost
+        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, parts=kept, progress=drawn)
     worst = min(fared, key=lambda one: one is None or one.trusted)
     return calibration, _sampled("diagnose", worst, reporter)
 
@@ -425,7 +430,7 @@ STAGES: dict[str, Stage] = {
             False,
             _diagnose_inputs,
             _diagnose,
-            sometimes=("attack.zarr",),
+            sometimes=("attack.zarr", _PARTS),
         ),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
         Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),

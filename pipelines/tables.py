@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,14 @@ from .folder import STORE, RunFolder
 from .job import Job
 from .report import posterior_rows
 from .rounds import simulations_of
+from .slurm.ledger import Ledger
+from .slurm.scheduler import Scheduler
+from .slurm.status import RunStatus, TaskStatus, status_of
 from .stages import STAGES
 from .yaml_file import RECIPES, recipes
 
 console = Console()
+_MOST_TASKS = 40  # of jobs that are all shown
 
 
 def show_outcome(folder: RunFolder) -> None:
@@ -100,6 +105,9 @@ def show_status(path: Path) -> None:
     folder = RunFolder(path)
     if not (folder / "config.yaml").is_file():
         raise MissingFileError(f"no run at {path}: a run folder has `config.yaml`")
+    if Ledger.there(path):
+        show_jobs(path, status_of(path))
+        return
     rows = []
     for name in STAGES:
         done, started = folder.done(name), folder.started(name)
@@ -108,6 +116,59 @@ def show_status(path: Path) -> None:
     _table(f"Run {path}", ("stage", "state", "time"), rows)
     if (folder / STORE).exists():
         show_campaign(SimulationStore.open(simulations_of(folder.path)))
+
+
+def watch_status(path: Path, seconds: float) -> None:
+    """Show the jobs of a run again and again, asking the scheduler once each time, until they have ended.
+
+    Raises:
+        RunFolderError: Nothing was submitted from there.
+    """
+    scheduler = Scheduler()
+    with suppress(KeyboardInterrupt):
+        while True:
+            found = status_of(path, scheduler)
+            if console.is_terminal:
+                console.clear()
+            show_jobs(path, found)
+            if found.over:
+                return
+            time.sleep(seconds)
+
+
+def show_jobs(path: Path, found: RunStatus) -> None:
+    """Stages and jobs of a run on a cluster; of an array that is large, tasks that are done or wait are only counted."""
+    folder = RunFolder(path)
+    markers = {name: folder.done(name) for name in STAGES}
+    stages = [
+        (name, state, f"{m.seconds:.1f} s" if (m := markers[name]) else "") for name, state in found.stages.items()
+    ]
+    _table(f"Run {path}", ("stage", "state", "time"), stages)
+    shown = [task for task in found.tasks if len(found.tasks) <= _MOST_TASKS or task.state in ("running", "failed")]
+    counts = {
+        state: sum(task.state == state for task in found.tasks) for state in ("done", "running", "pending", "failed")
+    }
+    columns = ("job", "stage", "state", "node", "rows", "rows/s", "left", "what")
+    if found.tasks:
+        title = "Jobs: " + ", ".join(f"{n:,} {state}" for state, n in counts.items() if n)
+        _table(title, columns, [_job_row(task) for task in shown])
+    for task in found.tasks:
+        if task.state == "failed" and task.log:
+            console.print(f"{task.name}: see {path / task.log}", highlight=False, soft_wrap=True)
+    for node, skew in found.clocks.items():
+        console.print(f"the clock of {node} differs by {skew:.0f} s from that of the file system", highlight=False)
+    if "failed" in counts and counts["failed"] and found.over:
+        console.print(f"`simfer resume {path}` submits what is missing", highlight=False, soft_wrap=True)
+    if (folder / STORE).exists():
+        show_campaign(SimulationStore.open(simulations_of(path)))
+
+
+def _job_row(task: TaskStatus) -> tuple[Any, ...]:
+    colour = {"done": "green", "failed": "red", "running": "cyan"}.get(task.state, "default")
+    rows = f"{task.done:,}/{task.rows:,}" if task.rows else ""
+    left = "" if task.seconds_left is None else _duration(task.seconds_left)
+    rate = f"{task.rate:,.3g}" if task.rate else ""
+    return task.name, task.stage, f"[{colour}]{task.state}[/]", task.node, rows, rate, left, escape(task.why)
 
 
 def show_campaign(store: SimulationStore) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ...data.errors import SimulatorError
+from ...data.stopping import ask_to_stop
 
 _MOST_DEATHS = 5  # without one result between them
 
@@ -94,6 +95,7 @@ def _require_picklable(task: object) -> None:
 
 
 def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: ask_to_stop())  # of a batch job whose time is nearly up
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which lets the running shards finish
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
