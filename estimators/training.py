@@ -54,6 +54,7 @@ _IRRELEVANT = (
     ".*LeafSpec.*",
     ".*GPU available but not used.*",
     ".*not yet implemented the batching rule.*",  # an ensemble's members then take turns in one operation
+    ".*`srun` command is available.*",  # one process needs none
     ".*The dirpath has changed.*",  # a run folder may be moved
 )
 

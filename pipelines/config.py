@@ -172,6 +172,8 @@ class SimulateConfig(Settings):
         retries: How often a row that failed is tried again, with other random numbers.
         isolate: Simulate in child processes from the start, for simulators known to crash.
         block: Rows simulated by one call, and written as one chunk; chosen from the size of a row when not given.
+        shards: Parts of the store that can be written at the same time, such as by the tasks of a batch array: as many at
+            least; 16 to 31 for campaigns below 1 GiB when not given.
     """
 
     rows: PositiveInt = 10_000
@@ -180,6 +182,7 @@ class SimulateConfig(Settings):
     retries: NonNegativeInt = 0
     isolate: bool = False
     block: PositiveInt | None = None
+    shards: PositiveInt | None = None
 
 
 class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):

@@ -112,6 +112,7 @@ def begin_simulations(job: Job, folder: RunFolder, step: Step, reporter: Reporte
         context=job.context,
         protection=job.protection,
         block=config.simulate.block,
+        shards=config.simulate.shards,
     )
     note_attempts(store, attempts_of(job.simulator, job.protection))
     return store

@@ -71,7 +71,9 @@ def _simulate_inputs(job: Job) -> dict[str, Any]:
     if isinstance(job.simulator, Imported):
         return {**job.simulator.campaign(), "rows": job.config.simulate.rows}
     own = identity(job.simulator, job.prior, job.config.seed, job.context)
-    return {**own, "rows": job.config.simulate.rows, "block": job.config.simulate.block}
+    how = job.config.simulate
+    shards = {"shards": how.shards} if how.shards else {}  # of which blocks may be made smaller
+    return {**own, "rows": how.rows, "block": how.block, **shards}
 
 
 def _more_rows(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -84,8 +86,10 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     if isinstance(job.simulator, Imported):
         return _import(job.simulator, config, folder, reporter)
     with reporter.bar("simulate", config.simulate.rows, "rows") as meter:
-        rows, block = config.simulate.rows, config.simulate.block
-        store = fill(job, folder / STORE, rows, block=block, there=meter.skip, progress=meter)
+        how = config.simulate
+        store = fill(
+            job, folder / STORE, how.rows, block=how.block, shards=how.shards, there=meter.skip, progress=meter
+        )
     return _counted(store, reporter, config.simulate.on_invalid)
 
 

@@ -30,6 +30,7 @@ def begin(
     context: ContextPrior | None,
     protection: Protection,
     block: int | None = None,
+    shards: int | None = None,
 ) -> SimulationStore:
     """The store at ``path`` with ``rows`` rows, made, or given what it lacks; nothing is simulated but a probe.
 
@@ -43,7 +44,7 @@ def begin(
         _grow(own, rows, Path(path))
     else:
         probe(simulator, prior, protection, context)
-        _create(simulator, prior, context, own, rows, Path(path), block)
+        _create(simulator, prior, context, own, rows, Path(path), block, shards)
     return SimulationStore.open(path)
 
 
@@ -84,6 +85,7 @@ def _create(
     rows: int,
     path: Path,
     block: int | None,
+    shards: int | None,
 ) -> SimulationStore:
     attributes = {
         "campaign": own,
@@ -91,7 +93,7 @@ def _create(
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
         "versions": {name: version(name) for name in ("simfer", "numpy", "torch", "zarr")},
     }
-    layout = Layout.choose(rows, simulator.observables, block=block, multiple=group_size_of(simulator))
+    layout = Layout.choose(rows, simulator.observables, block=block, multiple=group_size_of(simulator), shards=shards)
     return SimulationStore.create(path, layout, schema_of(simulator, prior, context), attributes)
 
 

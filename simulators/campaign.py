@@ -172,6 +172,7 @@ def simulate(
     on_invalid: OnInvalid = "mask",
     protection: Protection | None = None,
     block: int | None = None,
+    shards: int | None = None,
     reference: Reference | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> SimulationStore:
@@ -188,6 +189,7 @@ def simulate(
         on_invalid: ``fail`` stops at the first row that raises or is not finite; ``mask`` and ``impute`` record it.
         protection: Time limit, retries, child processes; none when None.
         block: Rows simulated by one call; chosen from the size of a row when None. Fixed when the store is made.
+        shards: Parts of the store that can be written at the same time, at least; likewise.
         reference: The simulator by name, for executors whose workers must find it themselves.
         progress: Called with the number of rows just done.
 
@@ -201,7 +203,17 @@ def simulate(
     prior = prior or simulator.prior
     protection = protection or Protection()
     context = context or context_of(simulator)
-    store = begin(simulator, rows, path, seed=seed, prior=prior, context=context, protection=protection, block=block)
+    store = begin(
+        simulator,
+        rows,
+        path,
+        seed=seed,
+        prior=prior,
+        context=context,
+        protection=protection,
+        block=block,
+        shards=shards,
+    )
     task = FillShard(store.path, reference or simulator, prior, seed, protection, context)
     with filling(store):
         store = still(store.path, rows)
