@@ -96,10 +96,12 @@ def search(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOptio
 @app.command()
 def plan(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None) -> None:
     """Say what `run` would do, how much and for how long; do nothing."""
-    from .tables import show_plan
+    from .tables import show_jobs_to_be, show_plan
 
     job, folder = _job(config, sets, workdir)
     show_plan(job, folder)
+    if job.config.local.slurm != type(job.config.local.slurm)():
+        show_jobs_to_be(job, folder)
 
 
 @app.command()

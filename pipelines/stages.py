@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .job import Job
 from .progress import Reporter
 from .refining import pose_shifts, refine_draws
 from .rounds import numbers_of, run_rounds, simulations_of
+from .staging import staged
 
 if TYPE_CHECKING:
     from ..diagnostics.attacks import AttackSet
@@ -179,21 +181,21 @@ def _trained(job: Job, folder: RunFolder, reporter: Reporter) -> Model:
     from ..estimators.train import train
 
     epochs = budget(job.config.train, job.config.rows_train).epochs * job.config.train.training().trainings
-    with reporter.bar("train", epochs, "epochs") as meter:
+    with staged(folder / STORE, job.config.local.stage_to) as store, reporter.bar("train", epochs, "epochs") as meter:
         return train(
-            **training_arguments(job, folder),
+            **training_arguments(job, folder, store),
             folder=folder / "checkpoints",
             logs=folder / "logs",
             on_epoch=meter.epoch,
         )
 
 
-def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
-    """What `train` is given, but for its folder: the simulations that are there, the settings and the hardware."""
+def training_arguments(job: Job, folder: RunFolder, simulations: Path | None = None) -> dict[str, Any]:
+    """What `train` is given, but for its folder: the simulations, those of the run by default, settings and hardware."""
     from ..data.splits import held_out
 
     config = job.config
-    store = SimulationStore.open(folder / STORE)
+    store = SimulationStore.open(simulations or folder / STORE)
     _refuse_invalid(store, config)
     return {
         "theta": store,
@@ -265,9 +267,10 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config = job.config
     if not job.checks:
         return {}
-    store = SimulationStore.open(simulations_of(folder.path))  # the last rows: of rounds those of the last one
     impute = config.simulate.on_invalid == "impute"
-    theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
+    with staged(simulations_of(folder.path), config.local.stage_to) as simulations:
+        store = SimulationStore.open(simulations)  # the last rows: of rounds those of the last one
+        theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
     calibration, sampled = _calibration(job, posterior, theta, x, folder / _PARTS, reporter)
     calibration.save(folder / "calibration.zarr")

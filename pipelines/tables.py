@@ -33,8 +33,10 @@ from .folder import STORE, RunFolder
 from .job import Job
 from .report import posterior_rows
 from .rounds import simulations_of
+from .slurm.checks import problems_of
 from .slurm.ledger import Ledger
 from .slurm.scheduler import Scheduler
+from .slurm.settings import ArrayJob
 from .slurm.status import RunStatus, TaskStatus, status_of
 from .stages import STAGES
 from .yaml_file import RECIPES, recipes
@@ -91,6 +93,24 @@ def show_plan(job: Job, folder: RunFolder) -> None:
         busy = step.action not in ("skip", "restore")
         rows.append((name, step.action, _why(step), sizes.get(name, ""), seconds.get(name, "") if busy else ""))
     _table(f"Plan for {folder.path}", ("stage", "action", "why", "size", "time, about"), rows)
+
+
+def show_jobs_to_be(job: Job, folder: RunFolder) -> None:
+    """What `submit` would ask of Slurm, and what it would object to."""
+    slurm, scheduler = job.config.local.slurm, Scheduler()
+    columns = ("stage", "partition", "nodes", "gpus", "cpus", "memory", "time", "tasks")
+    rows = []
+    for stage in STAGES:
+        asked = slurm.of(stage)
+        tasks = (
+            isinstance(asked, ArrayJob)
+            and f"{asked.array or 'one for each shard'}, {asked.parallel or 'all'} at a time"
+        )
+        values = (asked.partition, asked.nodes, asked.gpus, asked.cpus, asked.memory, asked.time, tasks)
+        rows.append((stage, *("" if value in (None, False) else value for value in values)))
+    _table("Jobs of `simfer submit`; where nothing stands, the cluster decides", columns, rows)
+    for problem in problems_of(job, folder.path, scheduler):
+        console.print(problem, style="yellow", markup=False, highlight=False)
 
 
 def show_status(path: Path) -> None:
