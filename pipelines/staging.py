@@ -32,13 +32,14 @@ def staged(store: Path, folder: str | None) -> Iterator[Path]:
     place = _folder(folder) / f"simfer-{fingerprint(str(store.absolute()))[:12]}"
     place.mkdir(exist_ok=True)
     with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        copied = _copy(store, place / store.name)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        copied = _taken(lock.fileno()) and _copy(store, place / store.name)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # waits for another process that copies
+        copied = copied or not _missing(store, place / store.name)
         try:
             yield place / store.name if copied else store
         finally:
-            _leave(place, lock.fileno())
+            if _taken(lock.fileno()):
+                remove(place)
 
 
 def _folder(given: str) -> Path:
@@ -54,9 +55,7 @@ def _folder(given: str) -> Path:
 
 def _copy(store: Path, copy: Path) -> bool:
     """Whether there was room for it."""
-    files = [file for file in store.rglob("*") if file.is_file() and not file.name.endswith(".partial")]
-    todo = [(file, copy / file.relative_to(store)) for file in files]
-    todo = [(file, target) for file, target in todo if not _same(file, target)]
+    todo = _missing(store, copy)
     size, free = sum(file.stat().st_size for file, _ in todo), shutil.disk_usage(copy.parent).free
     if size > free:
         logger.warning(
@@ -74,6 +73,13 @@ def _copy(store: Path, copy: Path) -> bool:
     return True
 
 
+def _missing(store: Path, copy: Path) -> list[tuple[Path, Path]]:
+    """Files, and where they are to be copied to."""
+    files = [file for file in store.rglob("*") if file.is_file() and not file.name.endswith(".partial")]
+    pairs = [(file, copy / file.relative_to(store)) for file in files]
+    return [(file, target) for file, target in pairs if not _same(file, target)]
+
+
 def _same(file: Path, target: Path) -> bool:
     try:
         theirs = target.stat()
@@ -83,9 +89,10 @@ def _same(file: Path, target: Path) -> bool:
     return (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
 
 
-def _leave(place: Path, lock: int) -> None:
+def _taken(lock: int) -> bool:
+    """Whether no other process has it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # another process still reads it
-        return
-    remove(place)
+    except BlockingIOError:
+        return False
+    return True
