@@ -19,7 +19,8 @@ class Checkpoints(Checkpoint):
     """The whole state in one file, replaced in one step.
 
     Saved after an epoch if that costs at most a hundredth of the time since the last save, judged by what the last one cost,
-    after the last epoch, after any step once ten minutes have passed, and after the step at which the process is asked to stop. A training goes on from any of them with the same losses.
+    after the last epoch, after any step once ten minutes have passed, and after the step at which the process is asked to stop,
+    but for the last step of an epoch. A training goes on from any of them with the same losses.
     """
 
     def __init__(self, file: Path) -> None:
@@ -27,15 +28,17 @@ class Checkpoints(Checkpoint):
         self._saved, self._cost = time.monotonic(), 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._save_after(trainer, _EVERY, stop_asked()):
-            raise KeyboardInterrupt
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # resumed from here, the epoch would end without validation; it ends in a moment
+        self._save_after(trainer, _EVERY)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         self._save_after(trainer, 0.0 if last else min(_EVERY, self._cost / _SHARE))
 
-    def _save_after(self, trainer: L.Trainer, seconds: float, stop: bool = False) -> bool:
-        """Save if that is due, or the training is to stop; gives whether it is."""
+    def _save_after(self, trainer: L.Trainer, seconds: float) -> None:
+        """Save if that is due, or the training is to stop; then it does."""
+        stop = stop_asked()
         due = stop or time.monotonic() - self._saved >= seconds
         if trainer.world_size > 1:  # all save and stop, or none
             due, stop = trainer.strategy.broadcast((due, stop))
@@ -44,4 +47,5 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self._file)
             self._saved = time.monotonic()
             self._cost = self._saved - started
-        return stop
+        if stop:
+            raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,15 @@ def show_status(path: Path) -> None:
         show_campaign(SimulationStore.open(simulations_of(folder.path)))
 
 
-def watch_status(path: Path, seconds: float) -> None:
+def watch_status(
+    path: Path, seconds: float, scheduler: Scheduler | None = None, pause: Callable[[float], None] = time.sleep
+) -> None:
     """Show the jobs of a run again and again, asking the scheduler once each time, until they have ended.
 
     Raises:
         RunFolderError: Nothing was submitted from there.
     """
-    scheduler = Scheduler()
+    scheduler = scheduler or Scheduler()
     with suppress(KeyboardInterrupt):
         while True:
             found = status_of(path, scheduler)
@@ -153,7 +156,7 @@ def watch_status(path: Path, seconds: float) -> None:
             show_jobs(path, found)
             if found.over:
                 return
-            time.sleep(seconds)
+            pause(seconds)
 
 
 def show_jobs(path: Path, found: RunStatus) -> None:

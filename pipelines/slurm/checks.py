@@ -8,6 +8,7 @@ from pathlib import Path
 from ...data.errors import did_you_mean
 from ..config import LocalConfig
 from ..job import Job
+from ..stages import STAGES
 from .scheduler import Scheduler
 from .script import processes_of
 
@@ -38,12 +39,12 @@ def _array(job: Job, scheduler: Scheduler) -> list[str]:
 
 def _partitions(job: Job, scheduler: Scheduler) -> list[str]:
     known, slurm = scheduler.partitions(), job.config.local.slurm
-    stages = ("simulate", "train", "diagnose", "infer", "report")
-    named = {part: stage for stage in stages for part in (slurm.of(stage).partition or "").split(",") if part}
+    places = {"local.slurm": slurm, **{f"local.slurm.{stage}": getattr(slurm, stage) for stage in STAGES}}
     return [
-        f"`local.slurm.{stage}.partition`: unknown partition `{part}`; {did_you_mean(part, known)}"
-        for part, stage in named.items()
-        if known and part not in known
+        f"`{place}.partition`: unknown partition `{part}`; {did_you_mean(part, known)}"
+        for place, asked in places.items()
+        for part in (asked.partition or "").split(",")
+        if part and known and part not in known
     ]
 
 

@@ -73,9 +73,11 @@ def test_a_campaign_stops_within_a_shard_and_keeps_its_blocks(line: Any, tmp_pat
         assert np.array_equal(store.read_array(name), whole.read_array(name)), name
 
 
+@pytest.mark.parametrize("at", [1, 10, 15, 30])
 def test_a_training_stops_after_its_step_and_ends_with_the_same_losses(
-    line: Any, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: Any, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
+    """Epochs of ten steps: within one, after its last step, and after the last step of all."""
     theta = line.prior.sample(600, rng)
     x = line.simulate(theta, rng)["x"]
     arguments = {
@@ -87,10 +89,10 @@ def test_a_training_stops_after_its_step_and_ends_with_the_same_losses(
     }
     whole = simfer.train(theta, x, **arguments)
     step = TrainingModule.training_step
-    monkeypatch.setattr(TrainingModule, "training_step", counted(step, 15))  # in the second epoch
+    monkeypatch.setattr(TrainingModule, "training_step", counted(step, at))
     with pytest.raises(KeyboardInterrupt):
         simfer.train(theta, x, **arguments, folder=tmp_path)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 15
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == at
     go_on()
     first: list[int] = []
 
@@ -100,7 +102,7 @@ def test_a_training_stops_after_its_step_and_ends_with_the_same_losses(
 
     monkeypatch.setattr(TrainingModule, "training_step", seen)
     assert simfer.train(theta, x, **arguments, folder=tmp_path).facts["loss"] == whole.facts["loss"]
-    assert first[0] == 15
+    assert first[:1] == ([] if at == 30 else [at])
 
 
 def test_checks_go_on_where_their_draws_were_interrupted(finished: Run, tmp_path: Path) -> None:

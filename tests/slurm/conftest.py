@@ -189,9 +189,11 @@ class Cluster:
         )
         return [pid for pid in self.processes(*variables) if "python" in _name(pid)]
 
+    quiet = Reporter(None)
+
     def submit(self, config: dict[str, Any], folder: Path) -> Path:
         """Submit a run, and give its folder."""
-        submit(make_job(read_source(config)), RunFolder(folder), Reporter(None))
+        submit(make_job(read_source(config)), RunFolder(folder), self.quiet)
         return folder
 
     def finish(self, folder: Path, seconds: float = 240.0) -> RunStatus:
