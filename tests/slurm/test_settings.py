@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simfer.data.errors import ConfigError, RunFolderError
+from simfer.data.store import SimulationStore
 from simfer.pipelines.folder import RunFolder
 from simfer.pipelines.job import make_job
 from simfer.pipelines.progress import Reporter
@@ -125,6 +127,30 @@ def test_a_folder_without_jobs_says_so(tmp_path: Path) -> None:
     (tmp_path / "slurm/jobs.json").write_text("{")
     with pytest.raises(RunFolderError, match=r"damaged.*squeue --me"):
         Ledger.read(tmp_path)
+
+
+def test_simulations_stay_where_the_simulator_was_mended(tmp_path: Path) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text((Path(__file__).parent / "own.py").read_text())
+    config = {**TINY, "simulator": f"{source}:Line"}
+    submit(make_job(read_source(config)), RunFolder(tmp_path / "run"), QUIET, dry=True)
+    store = SimulationStore.open(tmp_path / "run/simulations.zarr")
+    made = store.path.stat().st_ino
+    source.write_text(source.read_text().replace("0.5 *", "0.50 *"))
+    with pytest.raises(RunFolderError, match=r"another simulator \(simulator.source.*resume --keep.*simfer submit"):
+        _fresh(resume, tmp_path / "run")
+    _fresh(resume, tmp_path / "run", keep=True)
+    assert store.path.stat().st_ino == made  # not set aside
+    assert SimulationStore.open(store.path).attributes["campaign"] != store.attributes["campaign"]
+
+
+def _fresh(function: Callable[..., Any], run: Path, **more: Any) -> None:
+    """As another process, which has not yet imported the simulator."""
+    for name in [
+        name for name, module in sys.modules.items() if str(run.parent) in str(getattr(module, "__file__", ""))
+    ]:
+        del sys.modules[name]
+    function(run, QUIET, dry=True, **more)
 
 
 def test_another_simfer_on_the_node_is_refused(tmp_path: Path) -> None:
