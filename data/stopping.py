@@ -7,13 +7,49 @@ being computed, and may come in the middle of an update; so the wish is noted, a
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
-_wish = threading.Event()
+
+@runtime_checkable
+class Wish(Protocol):
+    """As `threading.Event` has it, and `multiprocessing.Event`, which several processes share."""
+
+    def is_set(self) -> bool: ...
+
+    def set(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+_wish: Wish = threading.Event()
+_others: list[Callable[[], None]] = []
 
 
 def ask_to_stop() -> None:
-    """Let the next loop that asks end this process."""
+    """Let the next loop that asks end this process, and those that are told with it."""
     _wish.set()
+    for tell in _others:
+        tell()
+
+
+@contextmanager
+def passing_on(tell: Callable[[], None]) -> Iterator[None]:
+    """Call ``tell`` too when this process is asked to stop meanwhile; at once if it has been."""
+    if _wish.is_set():
+        tell()
+    _others.append(tell)
+    try:
+        yield
+    finally:
+        _others.remove(tell)
+
+
+def share(wish: Wish) -> None:
+    """Let another process's wish be that of this one."""
+    global _wish
+    _wish = wish
 
 
 def go_on() -> None:

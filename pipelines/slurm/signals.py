@@ -6,12 +6,9 @@ it has not done so within its grace. TERM, which comes with `scancel` and preemp
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.context import SpawnProcess
 
 from ...data.stopping import ask_to_stop, go_on
 
@@ -28,9 +25,6 @@ def heard(grace: float) -> Iterator[None]:
 
     def warn(*_: object) -> None:
         ask_to_stop()
-        for child in multiprocessing.active_children():
-            if isinstance(child, SpawnProcess) and child.pid:  # workers; forked children run single rows
-                os.kill(child.pid, signal.SIGUSR1)
         signal.setitimer(signal.ITIMER_REAL, grace)
 
     def stop(*_: object) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from simfer.estimators.cluster import cluster_environments
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.estimators.training import TrainingModule
 from simfer.pipelines.api import Run
+from simfer.pipelines.executors import Processes
 from simfer.pipelines.slurm.signals import heard
 from simfer.pipelines.staging import staged
 from simfer.simulators.campaign import simulate
+from simfer.simulators.two_moons import TwoMoons
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +75,30 @@ def test_a_campaign_stops_within_a_shard_and_keeps_its_blocks(line: Any, tmp_pat
     assert not stop_asked()
     for name in ("theta", "x", "status"):
         assert np.array_equal(store.read_array(name), whole.read_array(name)), name
+
+
+class Slow(TwoMoons):
+    def simulate(self, theta: np.ndarray, rng: np.random.Generator, context: Any = None) -> dict[str, np.ndarray]:
+        time.sleep(0.1)
+        return super().simulate(theta, rng)
+
+
+def test_workers_stop_within_their_shards(tmp_path: Path) -> None:
+    """Two workers at shards that take a second each."""
+    path = tmp_path / "store"
+
+    def stop(rows: int) -> None:
+        if rows:  # both are in the middle of their second shard soon
+            threading.Timer(0.45, ask_to_stop).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(Slow(), 1600, path, block=10, executor=Processes(2), progress=stop)
+    done = SimulationStore.open(path).counts()["ok"]
+    assert done < 800
+    assert done % 100
+    go_on()
+    whole, again = simulate(Slow(), 1600, tmp_path / "whole", block=10), simulate(Slow(), 1600, path, block=10)
+    assert np.array_equal(again.read_array("x"), whole.read_array("x"))
 
 
 @pytest.mark.parametrize("at", [1, 10, 15, 30])

@@ -179,7 +179,7 @@ def test_cancelled_and_taken_up_again(cluster: Any, slow: None, tmp_path: Path) 
 
 
 def test_time_limits_of_training_and_of_checks(cluster: Any, limits: Path, tmp_path: Path) -> None:
-    found = cluster.finish(limits)
+    found = cluster.finish(limits, 600.0)
     assert not [(task.name, task.why) for task in found.tasks]
     for submission in Ledger.read(limits).submissions:
         log = (
