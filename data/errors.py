@@ -90,6 +90,10 @@ class RunFolderError(SimferError, RuntimeError):
     """A run folder that is in use, or that is none."""
 
 
+class SchedulerError(SimferError, RuntimeError):
+    """The batch scheduler is not there, or refuses."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Say which names are known, nearest first: ``did you mean `nsf`? Known: nsf, maf, gmm``."""
     names = sorted(known)

@@ -52,7 +52,15 @@ class Layout:
     segments: tuple[int, ...] = ()
 
     @classmethod
-    def choose(cls, rows: int, observables: Variables, *, block: int | None = None, multiple: int = 1) -> Layout:
+    def choose(
+        cls,
+        rows: int,
+        observables: Variables,
+        *,
+        block: int | None = None,
+        multiple: int = 1,
+        shards: int | None = None,
+    ) -> Layout:
         """Blocks of at most 4 MiB and 10,000 rows, in shards of at most 64 MiB, 16 of them or more.
 
         Chunks of 4 MiB are read three times as fast as ones of 0.4 MiB (``tests/benchmarks/chunk_size.py``). Campaigns of less than 640,000
@@ -64,15 +72,16 @@ class Layout:
             observables: Give the bytes of a row.
             block: Overrides the choice.
             multiple: Rows that must stay in one block.
+            shards: How many at least, as far as blocks are that many; overrides the choice.
         """
         if rows < 1:
             raise StoreError(f"`rows` of a campaign must be at least 1; got {rows}")
         row_bytes = max(sum(v.size * np.dtype(v.dtype).itemsize for v in observables), 1)
         least, most = _BLOCK_ROWS
-        several = min(max(least, rows // (4 * _SHARDS)), most, -(-rows // (2 * _SHARDS)))
+        several = min(max(least, rows // (4 * _SHARDS)), most, -(-rows // max(2 * _SHARDS, shards or 0)))
         chosen = block or max(1, min(several, _CHUNK_BYTES // row_bytes))
         chosen = -(-chosen // multiple) * multiple
-        blocks = min(-(-rows // chosen) // _SHARDS, _SHARD_BYTES // (chosen * row_bytes))
+        blocks = min(-(-rows // chosen) // (shards or _SHARDS), _SHARD_BYTES // (chosen * row_bytes))
         return cls(rows, chosen, chosen * max(1, blocks), (rows,))
 
     @property

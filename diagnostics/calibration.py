@@ -13,10 +13,14 @@ import xarray as xr
 from jaxtyping import Float
 
 from ..data.errors import ShapeError
+from ..data.files import write_arrays
 from ..data.ranges import OutsideTrainingWarning
 from ..data.results import SAMPLE, columns, draws_dataset, read_tree, tree, write_tree
+from ..data.stopping import stop_if_asked
 from ..data.variables import Arrays, Variables
 from ..estimators.base import Posterior, XLike
+
+_PARTS = ("draws", "log_q_theta", "log_q_draws")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class CalibrationSet:
         *,
         draws: int = 1000,
         seed: int = 0,
+        parts: Path | None = None,
         progress: Callable[[int], None] = lambda pairs: None,
     ) -> CalibrationSet:
         """Draw from the posterior of every pair, in one vectorised pass, or in portions of `Posterior.at_once`.
@@ -78,18 +83,22 @@ class CalibrationSet:
             x: One row per pair, simulated at ``theta``.
             draws: How many draws per pair.
             seed: Of the draws.
+            parts: Folder that keeps each portion, so that the same call goes on where an earlier one was asked to stop.
             progress: Called with the number of pairs drawn since the last call.
         """
         theta = np.asarray(theta, dtype=np.float64)
         rows = posterior.observables.rows(x, finite=not posterior.imputes)
         with warnings.catch_warnings():  # held-out simulations exceed those trained on now and then
             warnings.simplefilter("ignore", OutsideTrainingWarning)
-            parts = []
+            found = []
             for part, own in _portions(len(theta), posterior.at_once, seed):
                 asked = {name: values[part] for name, values in rows.items()}
-                parts.append(_asked(posterior, theta[part], asked, draws, own))
-                progress(len(parts[-1][0]))
-        sampled, log_q_theta, log_q_draws = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+                file = parts / f"{part.start or 0}.npz" if parts else None
+                found.append(_known(file) or _asked(posterior, theta[part], asked, draws, own))
+                if file:
+                    _keep(file, found[-1])
+                progress(len(found[-1][0]))
+        sampled, log_q_theta, log_q_draws = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         x_of_pairs = _flat(rows, posterior.observables)
         return cls(posterior.parameters, theta, x_of_pairs, sampled, log_q_theta, log_q_draws)
 
@@ -140,6 +149,21 @@ def _asked(
     sampled, log_q_draws = posterior.sample_with_log_prob((draws,), x, seed=seed)
     log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], x)[0]
     return sampled.cpu().numpy().swapaxes(0, 1), log_q_theta.cpu().numpy(), log_q_draws.cpu().numpy().T
+
+
+def _known(file: Path | None) -> tuple[np.ndarray, ...] | None:
+    """A portion that was drawn before."""
+    if file is None or not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        return tuple(arrays[name] for name in _PARTS)
+
+
+def _keep(file: Path, found: tuple[np.ndarray, ...]) -> None:
+    """Keep a portion, and stop here if this process is asked to."""
+    if not file.is_file():
+        write_arrays(file, dict(zip(_PARTS, found, strict=True)))
+    stop_if_asked()
 
 
 def _flat(rows: Arrays, observables: Variables) -> np.ndarray:

@@ -65,6 +65,8 @@ class DirectPosterior(Posterior):
         estimator: Is put into evaluation mode.
     """
 
+    at_once = 250  # enough to keep a network busy
+
     def __init__(self, estimator: DirectEstimator) -> None:
         self.estimator, self.network = estimator, _network(estimator)
         self.observables = estimator.observables

@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -24,11 +25,16 @@ from multiprocessing.connection import Connection, Listener, wait
 from typing import Any
 
 from ..data.errors import ConfigError, SimferError, TrainingError
+from ..data.stopping import passing_on
 from .fit import Fit, Fitted, Place
 from .losses import EpochReport
 from .worker import Hello, Order, RemoteError, modules_from_files, put, take
 
 _HERE = "127.0.0.1"
+# USR1 is a wish to stop (`worker.main`), which must not kill what is still importing
+_PROGRAM = (
+    "import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN); from simfer.estimators.worker import main; main()"
+)
 _SECONDS = 300.0  # for all to be there: they import torch, from a busy file system perhaps
 _GRACE = 5.0  # for others to say what is wrong, once one has failed
 
@@ -109,7 +115,8 @@ def _started(ranks: list[int], *, alone: bool) -> Iterator[tuple[dict[int, Conne
             hellos = {}
             for connection, hello in arrivals(listener, len(ranks), children):
                 connections[hello.rank], hellos[hello.rank] = connection, hello
-            yield connections, hellos[0]
+            with passing_on(lambda: [child.send_signal(signal.SIGUSR1) for child in children]):
+                yield connections, hellos[0]
         finally:
             for child in children:
                 child.kill()
@@ -122,7 +129,7 @@ def _child(told: dict[str, Any], *, alone: bool) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if alone and sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name may lead nowhere
-    command = [sys.executable, "-c", "from simfer.estimators.worker import main; main()"]
+    command = [sys.executable, "-c", _PROGRAM]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
     assert child.stdin is not None
     child.stdin.write(json.dumps(told).encode() + b"\n")

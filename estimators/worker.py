@@ -26,6 +26,7 @@ from torch import distributed
 
 from ..data import registry
 from ..data.errors import ConfigError, TrainingError
+from ..data.stopping import ask_to_stop
 from .fit import Fit, Fitted, Place
 from .losses import EpochReport
 
@@ -154,6 +155,7 @@ def main() -> None:
     """Be one that `team` starts."""
     told = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGUSR1, lambda *_: ask_to_stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all, and is the parent's to deal with
     torch.set_num_threads(max(len(os.sched_getaffinity(0)) // told["beside"], 1))
     with Client(tuple(told["address"]), authkey=bytes.fromhex(told["key"])) as connection:

@@ -35,6 +35,8 @@ SetOption = Annotated[
 WorkdirOption = Annotated[
     Path | None, typer.Option("--workdir", metavar="DIR", help="The run folder; runs/NAME by default.")
 ]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Write the batch files and submit nothing.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 3 when a check fails.")]
 
 
@@ -94,18 +96,86 @@ def search(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOptio
 @app.command()
 def plan(config: ConfigArgument, sets: SetOption = None, workdir: WorkdirOption = None) -> None:
     """Say what `run` would do, how much and for how long; do nothing."""
-    from .tables import show_plan
+    from .tables import show_jobs_to_be, show_plan
 
     job, folder = _job(config, sets, workdir)
     show_plan(job, folder)
+    if job.config.local.slurm != type(job.config.local.slurm)():
+        show_jobs_to_be(job, folder)
 
 
 @app.command()
-def status(run_folder: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="A run folder or a store.")]) -> None:
-    """Say how far a run or a campaign has come: rows, rate, bytes, time left, and why rows failed."""
-    from .tables import show_status
+def submit(
+    config: ConfigArgument,
+    sets: SetOption = None,
+    workdir: WorkdirOption = None,
+    dry_run: DryOption = False,
+) -> None:
+    """Do the whole job on a Slurm cluster, as a chain of batch jobs; what is done already is not done again."""
+    from rich.console import Console
 
-    show_status(run_folder)
+    from .progress import Reporter
+    from .slurm.submit import submit
+
+    job, folder = _job(config, sets, workdir)
+    submit(job, folder, Reporter(Console()), dry=dry_run)
+
+
+@app.command()
+def resume(
+    run_folder: RunArgument,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep simulations that are done, although the simulator was mended since.")
+    ] = False,
+    dry_run: DryOption = False,
+) -> None:
+    """Submit what is missing of a run that was submitted before."""
+    from rich.console import Console
+
+    from .progress import Reporter
+    from .slurm.submit import resume
+
+    resume(run_folder, Reporter(Console()), keep=keep, dry=dry_run)
+
+
+@app.command()
+def cancel(run_folder: RunArgument) -> None:
+    """Cancel the batch jobs of a run; what is done stays."""
+    from rich.console import Console
+
+    from .progress import Reporter
+    from .slurm.submit import cancel
+
+    cancel(run_folder, Reporter(Console()))
+
+
+@app.command("slurm-task", hidden=True)
+def slurm_task(
+    stage: Annotated[str, typer.Argument(metavar="STAGE")],
+    shards: Annotated[str | None, typer.Option("--shards", metavar="FILE")] = None,
+) -> None:
+    """Do the work of one batch job, in the run folder; what `submit` writes calls this."""
+    from .slurm.task import run_task
+
+    try:
+        run_task(Path(), stage, shards)
+    except KeyboardInterrupt:
+        _fail("interrupted: what is done is saved; the job goes on when it is requeued", INTERRUPTED)
+
+
+@app.command()
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="A run folder or a store.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the jobs of the run have ended.")] = False,
+    interval: Annotated[float, typer.Option("--interval", min=1.0, help="Seconds between looks.")] = 30.0,
+) -> None:
+    """Say how far a run or a campaign has come: rows, rate, bytes, time left, why rows failed, and its batch jobs."""
+    from .tables import show_status, watch_status
+
+    if watch:
+        watch_status(run_folder, interval)
+    else:
+        show_status(run_folder)
 
 
 @app.command()
@@ -267,7 +337,7 @@ def _operating_system(error: OSError) -> str:
         return str(error)
     remedy = (
         "free some space and run the same command again"
-        if error.errno == errno.ENOSPC
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
         else "mend that and run the same command again"
     )
     where = f" ({error.filename})" if error.filename else ""

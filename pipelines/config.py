@@ -28,6 +28,7 @@ from ..estimators.settings import (
     Settings,
     TrainingSettings,
 )
+from .slurm.settings import SlurmConfig
 
 if TYPE_CHECKING:
     from ..estimators.hardware import Hardware
@@ -171,6 +172,8 @@ class SimulateConfig(Settings):
         retries: How often a row that failed is tried again, with other random numbers.
         isolate: Simulate in child processes from the start, for simulators known to crash.
         block: Rows simulated by one call, and written as one chunk; chosen from the size of a row when not given.
+        shards: Parts of the store that can be written at the same time, such as by the tasks of a batch array: as many at
+            least; 16 to 31 for campaigns below 1 GiB when not given.
     """
 
     rows: PositiveInt = 10_000
@@ -179,6 +182,7 @@ class SimulateConfig(Settings):
     retries: NonNegativeInt = 0
     isolate: bool = False
     block: PositiveInt | None = None
+    shards: PositiveInt | None = None
 
 
 class TrainConfig(DensitySettings, TrainingSettings, RoundsSettings):
@@ -299,6 +303,9 @@ class LocalConfig(Settings):
         compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
             decides depends on the clock, so that two runs, or a resumed one, may differ by rounding.
         loggers: Where losses go besides CSV and TensorBoard: ``wandb``, ``mlflow``.
+        slurm: What `simfer submit` asks of a Slurm cluster; see docs/slurm.md.
+        stage_to: Folder on the disk of the node, such as ``$TMPDIR``, to which the simulations are copied before training and
+            checks read them.
         memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
@@ -315,6 +322,8 @@ class LocalConfig(Settings):
     compile: Literal["auto", "always", "never"] = "never"
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     memory: ByteSize | None = None
+    stage_to: str | None = None
+    slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="after")
     def _has_a_use_for_the_address(self) -> LocalConfig:

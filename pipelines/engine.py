@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.files import write_json, write_text
-from .folder import Marker, RunFolder, differences, key_of
+from ..data.store import SimulationStore
+from ..simulators.begin import begin, note_attempts
+from ..simulators.block import attempts_of
+from .folder import STORE, Marker, RunFolder, differences, key_of
 from .job import Job
 from .progress import Reporter
 from .stages import STAGES, Stage
@@ -67,20 +70,52 @@ def plan(job: Job, folder: RunFolder, names: Sequence[str]) -> list[Step]:
     return steps
 
 
-def execute(job: Job, folder: RunFolder, names: Sequence[str], reporter: Reporter) -> None:
-    """Run ``names`` and all they need.
+def execute(job: Job, folder: RunFolder, names: Sequence[str], reporter: Reporter, wait: float = 0.0) -> None:
+    """Run ``names`` and all they need, after waiting ``wait`` seconds at most for another process to leave the folder.
 
     Raises:
         SimferError: Whatever a stage raises; what was computed before stays.
     """
-    with folder.in_use():
+    with folder.in_use(wait):
         steps = plan(job, folder, names)
-        write_text(folder / "config.yaml", dump(job.config, folder / "config.yaml"))
-        write_json(folder / "provenance.json", _provenance(job, steps))
+        record(job, folder, steps)
         for step in steps:
             _announce(step, reporter)
             if step.action != "skip":
                 _run(step, job, folder, reporter)
+
+
+def record(job: Job, folder: RunFolder, steps: list[Step]) -> None:
+    """Write what is about to be run, and on what."""
+    write_text(folder / "config.yaml", dump(job.config, folder / "config.yaml"))
+    write_json(folder / "provenance.json", _provenance(job, steps))
+
+
+def begin_simulations(job: Job, folder: RunFolder, step: Step, reporter: Reporter) -> SimulationStore:
+    """The store of a run whose rows are simulated elsewhere; its stage is begun. The folder must be held.
+
+    Raises:
+        StoreError: The store that is there belongs to another campaign.
+        SimulatorError: The simulator breaks its contract.
+    """
+    _make_room(step, folder, reporter)
+    done = folder.done(step.stage.name)
+    if not (done and done.fingerprint == step.key):
+        folder.begin(step.stage.name, step.key, step.inputs)
+    config = job.config
+    store = begin(
+        job.simulator,
+        config.simulate.rows,
+        folder / STORE,
+        seed=config.seed,
+        prior=job.prior,
+        context=job.context,
+        protection=job.protection,
+        block=config.simulate.block,
+        shards=config.simulate.shards,
+    )
+    note_attempts(store, attempts_of(job.simulator, job.protection))
+    return store
 
 
 def _step(stage: Stage, folder: RunFolder, key: str, inputs: dict[str, Any], redone: list[str]) -> Step:

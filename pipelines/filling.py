@@ -17,6 +17,7 @@ def fill(
     rows: int,
     *,
     block: int | None = None,
+    shards: int | None = None,
     there: Callable[[int], None] = lambda rows: None,
     progress: Callable[[int], None],
 ) -> SimulationStore:
@@ -27,6 +28,7 @@ def fill(
         path: Of the store.
         rows: In all.
         block: Rows simulated by one call, for a new store.
+        shards: Parts of a new store that can be written at the same time.
         there: Told of how many rows were there before.
         progress: Told of rows as they come.
     """
@@ -42,6 +44,7 @@ def fill(
         on_invalid=config.simulate.on_invalid,
         protection=job.protection,
         block=block,
+        shards=shards,
         reference=job.reference,
         progress=_first_is_skipped(there, progress),
     )

@@ -10,14 +10,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..data.errors import RunFolderError
 from ..data.files import fingerprint, remove, write_json
+from ..simulators.trail import NO_LOCKS
 
 STORE = "simulations.zarr"
 ROUNDS = "rounds"
@@ -44,23 +47,30 @@ class RunFolder:
         return self.path / name
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self, wait: float = 0.0) -> Iterator[None]:
         """Hold the folder for one process; the lock goes with the process, however it ends.
+
+        Where the file system has no locks, nothing is held.
+
+        Args:
+            wait: Seconds to wait for another process, such as one on a node that is lost to the scheduler but still runs.
 
         Raises:
             RunFolderError: Another process holds it.
         """
         self._stages.mkdir(parents=True, exist_ok=True)
         with (self._stages / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise RunFolderError(
-                    f"{self.path} is in use by process {lock.read().strip() or 'unknown'}: wait for it, or give another `--workdir`"
-                ) from error
+            deadline = time.monotonic() + wait
+            while not _locked(lock):
+                if time.monotonic() >= deadline:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "unknown"
+                    raise RunFolderError(
+                        f"{self.path} is in use by process {holder}: wait for it, or give another `--workdir`"
+                    )
+                time.sleep(0.5)
             lock.truncate(0)
-            lock.write(str(os.getpid()))
+            lock.write(f"{os.getpid()} on {platform.node()}")
             lock.flush()
             for folder in (self.path, self._stages):
                 for orphan in folder.glob(".*.partial"):
@@ -136,6 +146,18 @@ class RunFolder:
             return Marker(**json.loads(self._marker(stage, kind).read_text(encoding="utf-8")))
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Whether the lock could be taken, or there are none here."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def key_of(inputs: dict[str, Any], upstream: list[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..data.errors import SimulatorError
 from ..data.files import remove
 from ..data.store import SimulationStore
 from ..data.variables import Arrays, Variables
-from ..simulators.campaign import identity
+from ..simulators.begin import identity
 from ..simulators.imported import Imported
 from ..simulators.progress import progress_of
 from ..simulators.recorded import Recorded
@@ -24,6 +25,7 @@ from .job import Job
 from .progress import Reporter
 from .refining import pose_shifts, refine_draws
 from .rounds import numbers_of, run_rounds, simulations_of
+from .staging import staged
 
 if TYPE_CHECKING:
     from ..diagnostics.attacks import AttackSet
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, Any]
 
+_PARTS = "calibration.parts"  # of draws for the checks, while they are made
 _LEAST_SETS = 100  # of replicated data: fewer give no p-value below 0.01
 
 
@@ -70,7 +73,9 @@ def _simulate_inputs(job: Job) -> dict[str, Any]:
     if isinstance(job.simulator, Imported):
         return {**job.simulator.campaign(), "rows": job.config.simulate.rows}
     own = identity(job.simulator, job.prior, job.config.seed, job.context)
-    return {**own, "rows": job.config.simulate.rows, "block": job.config.simulate.block}
+    how = job.config.simulate
+    shards = {"shards": how.shards} if how.shards else {}  # of which blocks may be made smaller
+    return {**own, "rows": how.rows, "block": how.block, **shards}
 
 
 def _more_rows(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -83,8 +88,10 @@ def _simulate(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     if isinstance(job.simulator, Imported):
         return _import(job.simulator, config, folder, reporter)
     with reporter.bar("simulate", config.simulate.rows, "rows") as meter:
-        rows, block = config.simulate.rows, config.simulate.block
-        store = fill(job, folder / STORE, rows, block=block, there=meter.skip, progress=meter)
+        how = config.simulate
+        store = fill(
+            job, folder / STORE, how.rows, block=how.block, shards=how.shards, there=meter.skip, progress=meter
+        )
     return _counted(store, reporter, config.simulate.on_invalid)
 
 
@@ -174,21 +181,21 @@ def _trained(job: Job, folder: RunFolder, reporter: Reporter) -> Model:
     from ..estimators.train import train
 
     epochs = budget(job.config.train, job.config.rows_train).epochs * job.config.train.training().trainings
-    with reporter.bar("train", epochs, "epochs") as meter:
+    with staged(folder / STORE, job.config.local.stage_to) as store, reporter.bar("train", epochs, "epochs") as meter:
         return train(
-            **training_arguments(job, folder),
+            **training_arguments(job, folder, store),
             folder=folder / "checkpoints",
             logs=folder / "logs",
             on_epoch=meter.epoch,
         )
 
 
-def training_arguments(job: Job, folder: RunFolder) -> dict[str, Any]:
-    """What `train` is given, but for its folder: the simulations that are there, the settings and the hardware."""
+def training_arguments(job: Job, folder: RunFolder, simulations: Path | None = None) -> dict[str, Any]:
+    """What `train` is given, but for its folder: the simulations, those of the run by default, settings and hardware."""
     from ..data.splits import held_out
 
     config = job.config
-    store = SimulationStore.open(folder / STORE)
+    store = SimulationStore.open(simulations or folder / STORE)
     _refuse_invalid(store, config)
     return {
         "theta": store,
@@ -260,13 +267,15 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     config = job.config
     if not job.checks:
         return {}
-    store = SimulationStore.open(simulations_of(folder.path))  # the last rows: of rounds those of the last one
     impute = config.simulate.on_invalid == "impute"
-    theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
+    with staged(simulations_of(folder.path), config.local.stage_to) as simulations:
+        store = SimulationStore.open(simulations)  # the last rows: of rounds those of the last one
+        theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
-    calibration, sampled = _calibration(job, posterior, theta, x, reporter)
+    calibration, sampled = _calibration(job, posterior, theta, x, folder / _PARTS, reporter)
     calibration.save(folder / "calibration.zarr")
     attacked = _attacked(job, posterior, theta, x, folder, reporter)
+    remove(folder / _PARTS)
     results = [ask(check, calibration, attacked) for check in job.checks]
     for result in results:
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
@@ -274,10 +283,12 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 
 
 def _calibration(
-    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, reporter: Reporter
+    job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, parts: Path, reporter: Reporter
 ) -> tuple[CalibrationSet, Numbers]:
     """The calibration set, and how the Markov chains fared that drew it: the first portion not to be trusted, if one."""
     from ..diagnostics.calibration import CalibrationSet
+    from ..estimators.mcmc import MCMCPosterior
+    from ..estimators.symmetry.posterior import GNPEPosterior
 
     fared: list[Any] = []
     with reporter.bar("diagnose", len(theta), "pairs") as meter:
@@ -287,7 +298,10 @@ def _calibration(
             fared.append(_fared(posterior))
 
         draws, seed = job.config.diagnose.draws, job.config.seed
-        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, progress=drawn)
+        kept = (
+            None if isinstance(posterior, MCMCPosterior | GNPEPosterior) else parts
+        )  # of chains, how they fared would be lost
+        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, parts=kept, progress=drawn)
     worst = min(fared, key=lambda one: one is None or one.trusted)
     return calibration, _sampled("diagnose", worst, reporter)
 
@@ -425,7 +439,7 @@ STAGES: dict[str, Stage] = {
             False,
             _diagnose_inputs,
             _diagnose,
-            sometimes=("attack.zarr",),
+            sometimes=("attack.zarr", _PARTS),
         ),
         Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
         Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),

@@ -6,6 +6,8 @@ import inspect
 import json
 import textwrap
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,16 @@ from .folder import STORE, RunFolder
 from .job import Job
 from .report import posterior_rows
 from .rounds import simulations_of
+from .slurm.checks import problems_of
+from .slurm.ledger import Ledger
+from .slurm.scheduler import Scheduler
+from .slurm.settings import ArrayJob
+from .slurm.status import RunStatus, TaskStatus, status_of
 from .stages import STAGES
 from .yaml_file import RECIPES, recipes
 
 console = Console()
+_MOST_TASKS = 40  # of jobs that are all shown
 
 
 def show_outcome(folder: RunFolder) -> None:
@@ -88,6 +96,24 @@ def show_plan(job: Job, folder: RunFolder) -> None:
     _table(f"Plan for {folder.path}", ("stage", "action", "why", "size", "time, about"), rows)
 
 
+def show_jobs_to_be(job: Job, folder: RunFolder) -> None:
+    """What `submit` would ask of Slurm, and what it would object to."""
+    slurm, scheduler = job.config.local.slurm, Scheduler()
+    columns = ("stage", "partition", "nodes", "gpus", "cpus", "memory", "time", "tasks")
+    rows = []
+    for stage in STAGES:
+        asked = slurm.of(stage)
+        tasks = (
+            isinstance(asked, ArrayJob)
+            and f"{asked.array or 'one for each shard'}, {asked.parallel or 'all'} at a time"
+        )
+        values = (asked.partition, asked.nodes, asked.gpus, asked.cpus, asked.memory, asked.time, tasks)
+        rows.append((stage, *("" if value in (None, False) else value for value in values)))
+    _table("Jobs of `simfer submit`; where nothing stands, the cluster decides", columns, rows)
+    for problem in problems_of(job, folder.path, scheduler):
+        console.print(problem, style="yellow", markup=False, highlight=False)
+
+
 def show_status(path: Path) -> None:
     """Stages that are done, begun or not begun, and how full the store is; of a store alone, only that.
 
@@ -100,6 +126,9 @@ def show_status(path: Path) -> None:
     folder = RunFolder(path)
     if not (folder / "config.yaml").is_file():
         raise MissingFileError(f"no run at {path}: a run folder has `config.yaml`")
+    if Ledger.there(path):
+        show_jobs(path, status_of(path))
+        return
     rows = []
     for name in STAGES:
         done, started = folder.done(name), folder.started(name)
@@ -108,6 +137,61 @@ def show_status(path: Path) -> None:
     _table(f"Run {path}", ("stage", "state", "time"), rows)
     if (folder / STORE).exists():
         show_campaign(SimulationStore.open(simulations_of(folder.path)))
+
+
+def watch_status(
+    path: Path, seconds: float, scheduler: Scheduler | None = None, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Show the jobs of a run again and again, asking the scheduler once each time, until they have ended.
+
+    Raises:
+        RunFolderError: Nothing was submitted from there.
+    """
+    scheduler = scheduler or Scheduler()
+    with suppress(KeyboardInterrupt):
+        while True:
+            found = status_of(path, scheduler)
+            if console.is_terminal:
+                console.clear()
+            show_jobs(path, found)
+            if found.over:
+                return
+            pause(seconds)
+
+
+def show_jobs(path: Path, found: RunStatus) -> None:
+    """Stages and jobs of a run on a cluster; of an array that is large, tasks that are done or wait are only counted."""
+    folder = RunFolder(path)
+    markers = {name: folder.done(name) for name in STAGES}
+    stages = [
+        (name, state, f"{m.seconds:.1f} s" if (m := markers[name]) else "") for name, state in found.stages.items()
+    ]
+    _table(f"Run {path}", ("stage", "state", "time"), stages)
+    shown = [task for task in found.tasks if len(found.tasks) <= _MOST_TASKS or task.state in ("running", "failed")]
+    counts = {
+        state: sum(task.state == state for task in found.tasks) for state in ("done", "running", "pending", "failed")
+    }
+    columns = ("job", "stage", "state", "node", "rows", "rows/s", "left", "what")
+    if found.tasks:
+        title = "Jobs: " + ", ".join(f"{n:,} {state}" for state, n in counts.items() if n)
+        _table(title, columns, [_job_row(task) for task in shown])
+    for task in found.tasks:
+        if task.state == "failed" and task.log:
+            console.print(f"{task.name}: see {path / task.log}", highlight=False, soft_wrap=True)
+    for node, skew in found.clocks.items():
+        console.print(f"the clock of {node} differs by {skew:.0f} s from that of the file system", highlight=False)
+    if "failed" in counts and counts["failed"] and found.over:
+        console.print(f"`simfer resume {path}` submits what is missing", highlight=False, soft_wrap=True)
+    if (folder / STORE).exists():
+        show_campaign(SimulationStore.open(simulations_of(path)))
+
+
+def _job_row(task: TaskStatus) -> tuple[Any, ...]:
+    colour = {"done": "green", "failed": "red", "running": "cyan"}.get(task.state, "default")
+    rows = f"{task.done:,}/{task.rows:,}" if task.rows else ""
+    left = "" if task.seconds_left is None else _duration(task.seconds_left)
+    rate = f"{task.rate:,.3g}" if task.rate else ""
+    return task.name, task.stage, f"[{colour}]{task.state}[/]", task.node, rows, rate, left, escape(task.why)
 
 
 def show_campaign(store: SimulationStore) -> None:

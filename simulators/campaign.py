@@ -6,29 +6,28 @@ and costs nothing but itself, whether its simulator raises, hangs, crashes or is
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..data import registry
-from ..data.errors import CorruptStoreError, SimulatorError, StoreError, UnsupportedError
+from ..data.errors import CorruptStoreError, SimferError, SimulatorError, StoreError, UnsupportedError
 from ..data.files import fingerprint
-from ..data.layout import Block, Layout
-from ..data.proposals import proposed, require_no_proposals, verify_proposals
-from ..data.records import FAILED, INVALID, NOTHING, PENDING, STATUS, TIMEOUT, Records, Schema
+from ..data.layout import Block
+from ..data.proposals import proposed, verify_proposals
+from ..data.records import FAILED, INVALID, PENDING, STATUS, TIMEOUT, Records
+from ..data.stopping import stop_asked, stop_if_asked
 from ..data.store import SimulationStore
-from .base import ContextPrior, HasBaseNumbers, Simulator, context_of, describe
-from .block import BlockSimulator, Protection, attempts_of, draw_theta, group_size_of
+from .base import ContextPrior, Simulator, context_of
+from .begin import begin, identity, note_attempts, require_same, still
+from .block import BlockSimulator, Protection, attempts_of, draw_theta
 from .prior import Prior
-from .probe import probe
 from .trail import Trail, filling, left_over
 
 logger = logging.getLogger(__name__)
@@ -107,16 +106,26 @@ class FillShard:
     attempt: int = 0
 
     def __call__(self, shard: int) -> ShardReport:
+        stop_if_asked()
         simulator = _loaded(self.simulator) if isinstance(self.simulator, Reference) else self.simulator
         store = SimulationStore.open(self.store)
         rows = store.layout.shard_rows(shard)
         begun = store.is_whole(shard) and (store.read_array("status", rows) != PENDING).any()
         before = store.read_records(rows) if begun else None
         with Trail(self.store, shard) as trail:
-            parts = [self._block(simulator, store, trail, block, before) for block in store.layout.blocks(shard)]
+            parts, done = [], rows.start
+            for block in store.layout.blocks(shard):
+                parts.append(self._block(simulator, store, trail, block, before))
+                done = block.rows.stop
+                if stop_asked():
+                    break
+            if done < rows.stop:  # what is not there yet is read as pending
+                parts.append(store.read_records(slice(done, rows.stop)))
             records = Records.join(parts, store.schema)
             store.write_shard(shard, records)
             trail.end()
+        if done < rows.stop:
+            raise KeyboardInterrupt
         return _report(shard, records, rows.start, self.prior)
 
     def _block(
@@ -138,6 +147,19 @@ class FillShard:
         return records
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A task whose errors say which shard they are of."""
+
+    task: FillShard
+
+    def __call__(self, shard: int) -> ShardReport:
+        try:
+            return self.task(shard)
+        except SimferError as error:
+            raise type(error)(f"shard {shard}: {error}") from error
+
+
 def simulate(
     simulator: Simulator,
     rows: int,
@@ -150,6 +172,7 @@ def simulate(
     on_invalid: OnInvalid = "mask",
     protection: Protection | None = None,
     block: int | None = None,
+    shards: int | None = None,
     reference: Reference | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> SimulationStore:
@@ -166,6 +189,7 @@ def simulate(
         on_invalid: ``fail`` stops at the first row that raises or is not finite; ``mask`` and ``impute`` record it.
         protection: Time limit, retries, child processes; none when None.
         block: Rows simulated by one call; chosen from the size of a row when None. Fixed when the store is made.
+        shards: Parts of the store that can be written at the same time, at least; likewise.
         reference: The simulator by name, for executors whose workers must find it themselves.
         progress: Called with the number of rows just done.
 
@@ -179,18 +203,21 @@ def simulate(
     prior = prior or simulator.prior
     protection = protection or Protection()
     context = context or context_of(simulator)
-    own = identity(simulator, prior, seed, context)
-    _require_whole_groups(simulator, rows)
-    if Path(path).exists():
-        _grow(own, rows, Path(path))
-    else:
-        probe(simulator, prior, protection, context)
-        _create(simulator, prior, context, own, rows, Path(path), block)
-    store = SimulationStore.open(path)
+    store = begin(
+        simulator,
+        rows,
+        path,
+        seed=seed,
+        prior=prior,
+        context=context,
+        protection=protection,
+        block=block,
+        shards=shards,
+    )
     task = FillShard(store.path.absolute(), reference or simulator, prior, seed, protection, context)
     with filling(store):
-        store = _still(store.path, rows)
-        _note_attempts(store, attempts_of(simulator, protection))
+        store = still(store.path, rows)
+        note_attempts(store, attempts_of(simulator, protection))
         if on_invalid == "fail":
             _require_none_bad(store)
         if left_over(store.path):
@@ -205,6 +232,39 @@ def simulate(
             raise StoreError(f"shards of {path} went missing while it was filled: run the same command again")
     _require_some_ok(store)
     return store
+
+
+def fill_shards(
+    simulator: Simulator,
+    path: str | Path,
+    shards: Sequence[int],
+    *,
+    prior: Prior,
+    context: ContextPrior | None,
+    executor: Executor,
+    on_invalid: OnInvalid,
+    protection: Protection,
+    reference: Reference | None,
+    progress: Callable[[int], None],
+) -> None:
+    """Fill some shards of a campaign that others fill the rest of, on other machines as well: `begin` made its store.
+
+    Arguments are those of `simulate`; ``shards`` that are whole are left as they are.
+
+    Raises:
+        StoreError: The store belongs to another campaign.
+        SimulatorError: As `simulate`.
+    """
+    store = SimulationStore.open(path)
+    require_same(
+        identity(simulator, prior, _own_seed(store), context or context_of(simulator)),
+        store.attributes["campaign"],
+        store.path,
+    )
+    task = _Named(FillShard(store.path, reference or simulator, prior, _own_seed(store), protection, context))
+    pending = set(store.pending_shards())
+    with filling(store, sweep=False):  # locks may not reach other machines: what looks left may be being written
+        _fill(task, store, [shard for shard in shards if shard in pending], executor, on_invalid, progress)
 
 
 def retry(
@@ -240,7 +300,7 @@ def retry(
     store, protection = SimulationStore.open(path), protection or Protection()
     prior, context = prior or simulator.prior, context or context_of(simulator)
     own = identity(simulator, prior, _own_seed(store), context)
-    _require_same(_without_source(own), _without_source(store.attributes["campaign"]), store.path)
+    require_same(_without_source(own), _without_source(store.attributes["campaign"]), store.path)
     with filling(store, alone=True):
         store = SimulationStore.open(path)
         attempt = int(store.attributes.get("attempts", 1))
@@ -285,42 +345,13 @@ def verify(store: SimulationStore, prior: Prior | None = None) -> None:
                 )
 
 
-def identity(simulator: Simulator, prior: Prior, seed: int, context: ContextPrior | None = None) -> dict[str, Any]:
-    """What makes two campaigns the same one."""
-    context = context or context_of(simulator)
-    optional = {
-        "context": context and (context.to_json() if isinstance(context, Prior) else describe(context)),
-        "u_shape": list(getattr(simulator, "u_shape", ())),
-        "group_size": getattr(simulator, "group_size", None),
-    }
-    return {
-        "simulator": describe(simulator),
-        "prior": prior.to_json(),
-        "observables": simulator.observables.to_json(),
-        "seed": seed,
-        **{key: value for key, value in optional.items() if value},
-    }
-
-
-def schema_of(simulator: Simulator, prior: Prior, context: ContextPrior | None = None) -> Schema:
-    """Which arrays a campaign of this simulator has."""
-    context = context or context_of(simulator)
-    return Schema(
-        prior.variables,
-        simulator.observables,
-        context.variables if context else NOTHING,
-        tuple(simulator.u_shape) if isinstance(simulator, HasBaseNumbers) else None,
-        group_size_of(simulator) > 1,
-    )
-
-
 class _InThisProcess:
     def map(self, task: Callable[[int], ShardReport], items: Iterable[int]) -> Iterator[ShardReport]:
         return map(task, items)
 
 
 def _fill(
-    task: FillShard,
+    task: Callable[[int], ShardReport],
     store: SimulationStore,
     shards: list[int],
     executor: Executor | None,
@@ -337,76 +368,9 @@ def _fill(
         progress(store.layout.shard_length(report.shard))
 
 
-def _create(
-    simulator: Simulator,
-    prior: Prior,
-    context: ContextPrior | None,
-    own: dict[str, Any],
-    rows: int,
-    path: Path,
-    block: int | None,
-) -> SimulationStore:
-    attributes = {
-        "campaign": own,
-        "campaign_hash": fingerprint(own),
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
-        "versions": {name: version(name) for name in ("simfer", "numpy", "torch", "zarr")},
-    }
-    layout = Layout.choose(rows, simulator.observables, block=block, multiple=group_size_of(simulator))
-    return SimulationStore.create(path, layout, schema_of(simulator, prior, context), attributes)
-
-
-def _grow(own: dict[str, Any], rows: int, path: Path) -> None:
-    """See that the store at ``path`` is this campaign's, and give it the rows it lacks."""
-    store = SimulationStore.open(path)
-    theirs = store.attributes.get("campaign", {})
-    if not isinstance(theirs.get("seed"), int):
-        how = "merged" if "sources" in theirs else "imported"
-        raise StoreError(
-            f"the store {path} was {how}, and only a campaign of its own can go on: give another path, and merge the two"
-        )
-    _require_same(own, theirs, path)
-    if rows > store.rows:
-        require_no_proposals(store, "extended by draws of the prior")
-        with filling(store, alone=True):
-            store = SimulationStore.open(path)
-            store.extend(max(rows, store.rows))
-
-
-def _still(path: Path, rows: int) -> SimulationStore:
-    """The store as it is now that it is held."""
-    store = SimulationStore.open(path)
-    if rows < store.rows:
-        raise StoreError(
-            f"`rows` must be at least the {store.rows} that the store {path} has; got {rows}: give another path"
-        )
-    return store
-
-
-def _note_attempts(store: SimulationStore, attempts: int) -> None:
-    """So that `retry` begins with random numbers that no row has seen."""
-    if int(store.attributes.get("attempts", 1)) < attempts:
-        store.annotate({"attempts": attempts})
-
-
-def _require_same(own: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
-    differing = [key for key in {**own, **theirs} if theirs.get(key) != own.get(key)]
-    if differing:
-        raise StoreError(
-            f"the store {path} belongs to another campaign: it differs in {', '.join(differing)}: "
-            "give another path, or remove the store"
-        )
-
-
 def _without_source(campaign: dict[str, Any]) -> dict[str, Any]:
     simulator = {k: v for k, v in (campaign.get("simulator") or {}).items() if k not in ("source", "version")}
     return {**campaign, "simulator": simulator}
-
-
-def _require_whole_groups(simulator: Simulator, rows: int) -> None:
-    size = group_size_of(simulator)
-    if rows % size:
-        raise StoreError(f"`rows` must be a multiple of the {size} that share one theta; got {rows}")
 
 
 def _own_seed(store: SimulationStore) -> int:
@@ -431,7 +395,9 @@ def _report(shard: int, records: Records, start: int, prior: Prior) -> ShardRepo
 def _judge(report: ShardReport, on_invalid: OnInvalid, told: dict[str, str]) -> None:
     """Stop, or tell of each kind of problem once."""
     if report.problems and on_invalid == "fail":
-        raise SimulatorError(f"{_first(report.problems)} (`on_invalid: fail`; `mask` would leave such rows out)")
+        raise SimulatorError(
+            f"shard {report.shard}, {_first(report.problems)} (`on_invalid: fail`; `mask` would leave such rows out)"
+        )
     for status, problem in report.problems.items():
         if status not in told:
             told[status] = problem

@@ -17,6 +17,8 @@ from ..data.errors import StoreError
 from ..data.layout import Block
 from ..data.store import SimulationStore
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # what file systems say that have none
+
 
 class Trail:
     """Notes of one shard, in ``.campaign/`` of its store."""
@@ -67,7 +69,7 @@ def left_over(store: Path) -> int:
 
 
 @contextmanager
-def filling(store: SimulationStore, *, alone: bool = False) -> Iterator[None]:
+def filling(store: SimulationStore, *, alone: bool = False, sweep: bool = True) -> Iterator[None]:
     """Hold the store while it is filled; sweep what killed writers left if nobody else holds it.
 
     Any number of processes may fill one store: they write the same bytes under temporary names. Where the file system
@@ -76,6 +78,7 @@ def filling(store: SimulationStore, *, alone: bool = False) -> Iterator[None]:
     Args:
         store: To be held.
         alone: Whether nobody else may hold it meanwhile, because its shape changes.
+        sweep: Whether what killed writers left is removed.
 
     Raises:
         StoreError: ``alone``, and another process holds it.
@@ -84,7 +87,8 @@ def filling(store: SimulationStore, *, alone: bool = False) -> Iterator[None]:
     try:
         locks, own = _try_lock(descriptor)
         if own:
-            store.sweep()
+            if sweep:
+                store.sweep()
         elif locks and alone:
             raise StoreError(f"another process is filling the store {store.path}: wait for it, or stop it")
         if locks and not alone:
@@ -101,7 +105,7 @@ def _try_lock(descriptor: int) -> tuple[bool, bool]:
     except BlockingIOError:
         return True, False
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+        if error.errno in NO_LOCKS:
             return False, False
         raise
     return True, True

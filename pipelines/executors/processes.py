@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 from ...data.errors import SimulatorError
+from ...data.stopping import passing_on, share
 
 _MOST_DEATHS = 5  # without one result between them
 
@@ -57,12 +59,14 @@ class Processes:
 
     def _one_pool(self, task: Callable[[Item], Result], items: list[Item]) -> Iterator[tuple[Item, Result]]:
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(self.workers, len(items)), context, _start_worker, (os.getpid(),))
+        wish = context.Event()
+        pool = ProcessPoolExecutor(min(self.workers, len(items)), context, _start_worker, (os.getpid(), wish))
         try:
             with _single_threaded():
                 futures = {pool.submit(task, item): item for item in items}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            with passing_on(wish.set):
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -93,7 +97,8 @@ def _require_picklable(task: object) -> None:
         ) from error
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, wish: Event) -> None:
+    share(wish)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which lets the running shards finish
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 

@@ -23,7 +23,8 @@ from simfer.data.records import Records
 from simfer.data.store import SimulationStore
 from simfer.data.variables import Variable, Variables
 from simfer.pipelines.executors import Processes
-from simfer.simulators.campaign import schema_of, simulate
+from simfer.simulators.begin import schema_of
+from simfer.simulators.campaign import simulate
 from simfer.simulators.prior import Prior
 
 WIDTH = 100

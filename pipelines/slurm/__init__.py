@@ -1,0 +1,1 @@
+"""The stages of a run as jobs of a Slurm cluster; see docs/slurm.md."""

@@ -1,0 +1,44 @@
+"""What a job hears of Slurm while it works.
+
+USR1 is the warning that its time is nearly up: it is asked to stop where all is saved (`data/stopping.py`), and stopped when
+it has not done so within its grace. TERM, which comes with `scancel` and preemption, stops it at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...data.stopping import ask_to_stop, go_on
+
+_HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGALRM)
+
+
+@contextmanager
+def heard(grace: float) -> Iterator[None]:
+    """Turn signals into a wish to stop, and into KeyboardInterrupt.
+
+    Args:
+        grace: Seconds between the two.
+    """
+
+    def warn(*_: object) -> None:
+        ask_to_stop()
+        signal.setitimer(signal.ITIMER_REAL, grace)
+
+    def stop(*_: object) -> None:
+        for one in _HEARD:
+            signal.signal(one, signal.SIG_IGN)  # once: what is written meanwhile is not to be disturbed
+        raise KeyboardInterrupt
+
+    before = {one: signal.getsignal(one) for one in _HEARD}
+    for one in _HEARD:
+        signal.signal(one, warn if one == signal.SIGUSR1 else stop)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        go_on()
