@@ -20,7 +20,6 @@ from ..data.stopping import stop_if_asked
 from ..data.variables import Arrays, Variables
 from ..estimators.base import Posterior, XLike
 
-
 _PARTS = ("draws", "log_q_theta", "log_q_draws")
 
 

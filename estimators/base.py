@@ -118,7 +118,9 @@ class Posterior(ABC):
     prior: Prior
     imputes: bool = False  # whether x may hold what is not finite
     ranges: Ranges | None = None  # of the data it was trained on
-    at_once: int | None = None  # observations that are asked together where time left is told, or work kept; all when None
+    at_once: int | None = (
+        None  # observations that are asked together where time left is told, or work kept; all when None
+    )
     normalised: bool = True  # whether `log_prob` integrates to one over theta
     differentiable: bool = True  # whether `log_prob` has a gradient, in theta and in x, and is smooth
     assumed: AssumedSymmetry | None = None  # that it was trained with

@@ -298,7 +298,9 @@ def _calibration(
             fared.append(_fared(posterior))
 
         draws, seed = job.config.diagnose.draws, job.config.seed
-        kept = None if isinstance(posterior, MCMCPosterior | GNPEPosterior) else parts  # of chains, how they fared would be lost
+        kept = (
+            None if isinstance(posterior, MCMCPosterior | GNPEPosterior) else parts
+        )  # of chains, how they fared would be lost
         calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, parts=kept, progress=drawn)
     worst = min(fared, key=lambda one: one is None or one.trusted)
     return calibration, _sampled("diagnose", worst, reporter)
