@@ -147,10 +147,6 @@ def test_checks_go_on_where_their_draws_were_interrupted(finished: Run, tmp_path
     assert not stop_asked()  # of three passes one was left
     for name in ("theta", "draws", "log_q_theta", "log_q_draws"):
         assert np.array_equal(getattr(again, name), getattr(whole, name)), name
-    posterior.sample_with_log_prob = asked  # type: ignore[method-assign]
-    first = CalibrationSet.draw(posterior, theta[:250], {"x": x["x"][:250]}, draws=30, seed=3)
-    assert not np.array_equal(whole.draws[250:350, :, 0] - whole.draws[:100, :, 0], np.zeros((100, 30)))
-    assert np.array_equal(first.draws, whole.draws[:250])
 
 
 def test_a_warning_is_noted_and_time_that_is_up_interrupts() -> None:
