@@ -29,20 +29,19 @@ CONFIG: dict[str, Any] = {
     "seed": 1,
     "simulator": "damped_oscillator",
     "observation": "example",
-    "simulate": {"rows": 2000},
     "train": {
         "embedding": {"kind": "mlp", "features": 16, "hidden": [128, 64]},
         "flow": {"kind": "nsf", "transforms": 3, "hidden": [64, 64]},
         "symmetry": {"kernel": {"time": 0.1}},
     },
     "diagnose": {"checks": []},
-    "infer": {"draws": 2000, "refine": "importance"},
 }
 
 
-def run(path: Path, prior: dict[str, Any] | None = None, **symmetry: Any) -> Run:
+def run(path: Path, prior: dict[str, Any] | None = None, rows: int = 2000, draws: int = 2000, **symmetry: Any) -> Run:
     train = {**CONFIG["train"], "symmetry": {**CONFIG["train"]["symmetry"], **symmetry}}
-    return simfer.run({**CONFIG, "train": train, "prior": prior or {}}, workdir=path, quiet=True)
+    sizes = {"simulate": {"rows": rows}, "infer": {"draws": draws, "refine": "importance"}}
+    return simfer.run({**CONFIG, **sizes, "train": train, "prior": prior or {}}, workdir=path, quiet=True)
 
 
 def exact(prior: Prior, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +79,7 @@ def test_weights_make_up_for_a_prior_that_prefers_poses(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_sign_is_refused_and_named(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", declared={"time": {**SHIFT, "spacing": -0.05}}, most=30)
+    found = run(tmp_path / "run", rows=1000, draws=400, declared={"time": {**SHIFT, "spacing": -0.05}}, most=30)
     refined = found.summary["refine"]
     assert not refined["accepted"]
     assert refined["efficiency"] < LEAST_EFFICIENCY
