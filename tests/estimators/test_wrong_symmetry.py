@@ -38,9 +38,11 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def run(path: Path, prior: dict[str, Any] | None = None, rows: int = 2000, draws: int = 2000, **symmetry: Any) -> Run:
-    train = {**CONFIG["train"], "symmetry": {**CONFIG["train"]["symmetry"], **symmetry}}
-    sizes = {"simulate": {"rows": rows}, "infer": {"draws": draws, "refine": "importance"}}
+def run(
+    path: Path, prior: dict[str, Any] | None = None, draws: int = 2000, epochs: Any = "auto", **symmetry: Any
+) -> Run:
+    train = {**CONFIG["train"], "epochs": epochs, "symmetry": {**CONFIG["train"]["symmetry"], **symmetry}}
+    sizes = {"simulate": {"rows": 2000}, "infer": {"draws": draws, "refine": "importance"}}
     return simfer.run({**CONFIG, **sizes, "train": train, "prior": prior or {}}, workdir=path, quiet=True)
 
 
@@ -79,7 +81,7 @@ def test_weights_make_up_for_a_prior_that_prefers_poses(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_sign_is_refused_and_named(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", rows=1000, draws=400, declared={"time": {**SHIFT, "spacing": -0.05}}, most=30)
+    found = run(tmp_path / "run", draws=400, epochs=6, declared={"time": {**SHIFT, "spacing": -0.05}}, iterations=10)
     refined = found.summary["refine"]
     assert not refined["accepted"]
     assert refined["efficiency"] < LEAST_EFFICIENCY
