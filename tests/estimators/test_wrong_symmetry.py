@@ -29,20 +29,21 @@ CONFIG: dict[str, Any] = {
     "seed": 1,
     "simulator": "damped_oscillator",
     "observation": "example",
-    "simulate": {"rows": 2000},
     "train": {
         "embedding": {"kind": "mlp", "features": 16, "hidden": [128, 64]},
         "flow": {"kind": "nsf", "transforms": 3, "hidden": [64, 64]},
         "symmetry": {"kernel": {"time": 0.1}},
     },
     "diagnose": {"checks": []},
-    "infer": {"draws": 2000, "refine": "importance"},
 }
 
 
-def run(path: Path, prior: dict[str, Any] | None = None, **symmetry: Any) -> Run:
-    train = {**CONFIG["train"], "symmetry": {**CONFIG["train"]["symmetry"], **symmetry}}
-    return simfer.run({**CONFIG, "train": train, "prior": prior or {}}, workdir=path, quiet=True)
+def run(
+    path: Path, prior: dict[str, Any] | None = None, draws: int = 2000, epochs: Any = "auto", **symmetry: Any
+) -> Run:
+    train = {**CONFIG["train"], "epochs": epochs, "symmetry": {**CONFIG["train"]["symmetry"], **symmetry}}
+    sizes = {"simulate": {"rows": 2000}, "infer": {"draws": draws, "refine": "importance"}}
+    return simfer.run({**CONFIG, **sizes, "train": train, "prior": prior or {}}, workdir=path, quiet=True)
 
 
 def exact(prior: Prior, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +81,7 @@ def test_weights_make_up_for_a_prior_that_prefers_poses(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_sign_is_refused_and_named(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", declared={"time": {**SHIFT, "spacing": -0.05}}, most=30)
+    found = run(tmp_path / "run", draws=400, epochs=6, declared={"time": {**SHIFT, "spacing": -0.05}}, iterations=10)
     refined = found.summary["refine"]
     assert not refined["accepted"]
     assert refined["efficiency"] < LEAST_EFFICIENCY
