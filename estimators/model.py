@@ -33,6 +33,7 @@ from .members import member_seeds
 from .potential import LikelihoodEstimator
 from .settings import EstimatorSettings
 from .symmetry.assumed import assumed_symmetry
+from .symmetry.canonical import Canonical
 from .symmetry.gnpe import GNPE
 from .symmetry.own import with_object
 
@@ -103,8 +104,9 @@ def build_estimator(prior: Prior, observables: Variables, settings: EstimatorSet
     known = registry.names("estimators")
     if settings.method not in known:
         raise UnknownNameError(f"unknown estimator `{settings.method}`; {did_you_mean(settings.method, known)}")
-    if settings.symmetry and settings.symmetry.by == "proxies":
-        return GNPE(prior, observables, settings, build_estimator, seed)
+    if settings.symmetry and settings.symmetry.by != "augmentation":
+        relative = GNPE if settings.symmetry.by == "proxies" else Canonical
+        return relative(prior, observables, settings, build_estimator, seed)
     if settings.ensemble > 1:
         alone = settings.model_copy(update={"ensemble": 1})
         seeds = member_seeds(seed, settings.ensemble)
@@ -127,8 +129,8 @@ def load_model(
     Args:
         folder: As `Model.save` wrote it, on whatever device.
         device: Where it is to be asked.
-        modules: The classes of networks and the symmetry of the user's own that the model is built of, by the names it has for
-            them or by their own.
+        modules: What of the user's own the model is built of, by the names it has for it or by its own: classes of networks, a
+            symmetry, a function that gives a pose.
 
     Raises:
         MissingFileError: No model there, or a file of it is missing.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..data.errors import ConfigError, NotFiniteError, ShapeError, did_you_mean
 from ..data.statistics import Moments, Thinned
 from ..data.variables import Variable, Variables
-from .embeddings.base import FLAT
+from .embeddings.base import FLAT, TURNED
 from .embeddings.plan import plan, scaling
 from .settings import EstimatorSettings, XTransform
 from .structure import Scaling
@@ -61,9 +61,10 @@ def build_preprocess(observables: Variables, settings: EstimatorSettings) -> Pre
             f"`whiten` mixes the entries of x, and `{structured[0]}` needs them in their places: leave it out, or choose "
             f"an embedding of {', '.join(FLAT)}"
         )
+    turned = {v.name: "identity" for part in parts if part.settings.kind in TURNED for v in part.variables}
     return Preprocess(
         observables,
-        settings.transforms,
+        cast("dict[str, XTransform]", turned | settings.transforms),
         sd_floor=settings.sd_floor,
         whiten=settings.whiten,
         impute=settings.impute,

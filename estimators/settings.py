@@ -42,10 +42,20 @@ NETWORK_OPTIONS: dict[str, frozenset[str]] = {
     "cnn1d": frozenset({*_CONVOLUTION, "mask"}),
     "cnn2d": frozenset(_CONVOLUTION),
     "resnet2d": frozenset(_CONVOLUTION),
+    "circular1d": frozenset({*_CONVOLUTION, "position"}),
+    "circular2d": frozenset({*_CONVOLUTION, "position"}),
     "deep_set": frozenset({*_DENSE, "mask", "channel_axis"}),
+    "points3d": frozenset({*_DENSE, "mask", "position"}),
     "set_transformer": frozenset(_ATTENTION),
     "transformer": frozenset(_ATTENTION),
     "gru": frozenset({"features", "width", "layers", "mask", "channel_axis"}),
+}
+_ALIKE = {
+    "deep_set": "members",
+    "points3d": "coordinates",
+    "set_transformer": "members",
+    "circular1d": "bins",
+    "circular2d": "pixels",
 }
 _OPTIONS = frozenset().union(_OF_A_CLASS, *NETWORK_OPTIONS.values()) - {*_DENSE}  # those two were always allowed
 
@@ -115,11 +125,11 @@ class FieldSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class NamedModule:
-    """A network class of the user's own, and the name that files know it by.
+    """A network class, or a function, of the user's own, and the name that files know it by.
 
     Attributes:
         name: ``module:Class`` or ``file.py:Class``.
-        build: Called with the shape of an observable and the `arguments`; gives a `torch.nn.Module`.
+        build: Called with the shape of an observable and the `arguments`; gives a `torch.nn.Module`. Of a pose the function.
     """
 
     name: str
@@ -131,14 +141,17 @@ class NetworkSettings(Settings):
 
     Attributes:
         kind: ``resnet``, ``mlp``, which is meant where ``hidden`` is given alone, or ``none`` for the standardised entries
-            as they are; ``cnn1d``, ``transformer``, ``gru`` for series; ``cnn2d``, ``resnet2d`` for images; ``deep_set``,
-            ``set_transformer`` for sets; or a class of your own: ``module:Class``, ``file.py:Class``, in Python the class
+            as they are; ``cnn1d``, ``transformer``, ``gru`` for series; ``cnn2d``, ``resnet2d`` for images; ``circular1d``,
+            ``circular2d`` for those whose ends meet; ``deep_set``,
+            ``set_transformer`` for sets; ``points3d`` for points in space, which needs e3nn; or a class of your own: ``module:Class``, ``file.py:Class``, in Python the class
             itself.
         features: How many summaries.
         hidden: Widths of the hidden dense layers: all there is of ``mlp``, those behind the convolutions, and those of both
             networks of ``deep_set``.
-        channels: Widths of the convolutions; every one but the first halves the resolution.
+        channels: Widths of the convolutions; every one but the first halves the resolution, but for circular ones.
         kernel: Extent of the convolutions, an odd number.
+        position: Whether a circular network tells where things are, and `points3d` where and how turned; where not, summaries do
+            not change with shifts, or motions.
         width: Of the residual layers (128), of the members or steps that attend to each other, of the recurrent state.
         layers: How many residual, attending or recurrent ones.
         heads: Of attention; they divide ``width``.
@@ -156,6 +169,7 @@ class NetworkSettings(Settings):
     hidden: tuple[PositiveInt, ...] = (64, 64)
     channels: tuple[PositiveInt, ...] = Field(default=(16, 32, 64), min_length=1)
     kernel: PositiveInt = 3
+    position: bool = True
     width: PositiveInt = 64
     layers: PositiveInt = 2
     heads: PositiveInt = 4
@@ -205,9 +219,11 @@ class NetworkSettings(Settings):
             raise ValueError(f"`width` must be a multiple of `heads` ({self.heads}); got {self.width}")
         if "heads" in known and self.width % 2:
             raise ValueError(f"`width` must be even; got {self.width}")
-        if self.standardise == "entry" and self.name in ("deep_set", "set_transformer"):
+        if self.standardise == "channel" and self.name == "points3d":
+            raise ValueError("`standardise` must be all for `points3d`, whose coordinates are alike; got channel")
+        if self.standardise == "entry" and self.name in _ALIKE:
             raise ValueError(
-                f"`standardise` must be channel or all for `{self.name}`, whose members are alike; got entry"
+                f"`standardise` must be channel or all for `{self.name}`, whose {_ALIKE[self.name]} are alike; got entry"
             )
         return self
 
@@ -306,8 +322,9 @@ class SymmetrySettings(Settings):
     """Equivariance, of a simulator that declares a symmetry; see `symmetry.gnpe`.
 
     Attributes:
-        by: ``proxies``: data are seen from blurred poses, and poses sampled by Gibbs chains (GNPE). ``augmentation``: rows are
-            moved to another pose in every step, and the posterior is that of the plain method.
+        by: ``proxies``: data are seen from blurred poses, and poses sampled by Gibbs chains (GNPE). ``canonical``: data are seen
+            from a pose that is a function of x, in one step. ``augmentation``: rows are moved to another pose in every step,
+            and the posterior is that of the plain method.
         kernel: How far poses are blurred: one width, or component → width, in the units of the parameter; radians for angles,
             of the logarithm for factors. About the posterior's width, or two to three times that.
         law: ``normal``, the width its standard deviation, or ``uniform``, the width half of its range.
@@ -315,16 +332,19 @@ class SymmetrySettings(Settings):
             prior are symmetric.
         iterations: Steps of the Gibbs chains; ``auto`` until they have forgotten where they began.
         most: Of ``auto``.
+        canonical: What gives the pose of x, in the units of the parameters that carry it: an observable, or a function of all
+            of x, ``module:function``, in Python the function itself. Known for most declarations where it is not given.
         declared: Component → what the simulator declares; taken from there. Or a symmetry of your own: ``module:Object``,
             ``file.py:Object``, in Python the object itself; see `symmetry.own`.
     """
 
-    by: Literal["proxies", "augmentation"] = "proxies"
+    by: Literal["proxies", "canonical", "augmentation"] = "proxies"
     kernel: PositiveFloat | dict[str, PositiveFloat | list[PositiveFloat]] | None = None
     law: Literal["normal", "uniform"] = "normal"
     exact: bool | tuple[str, ...] = True
     iterations: PositiveInt | Literal["auto"] = "auto"
     most: int = Field(default=300, ge=10)
+    canonical: str | SkipJsonSchema[InstanceOf[NamedModule]] | None = None
     declared: Annotated[Any, BeforeValidator(from_json), PlainSerializer(to_json)] = None
 
     @model_validator(mode="after")
@@ -332,6 +352,21 @@ class SymmetrySettings(Settings):
         if self.by == "proxies" and self.kernel is None:
             raise ValueError("`kernel` must say how far poses are blurred, such as `kernel: {time: 0.1}`")
         return self
+
+    @model_validator(mode="after")
+    def _a_pose_is_of_canonical(self) -> SymmetrySettings:
+        if self.canonical is not None and self.by != "canonical":
+            raise ValueError(f"`canonical` needs `by: canonical`; got `by: {self.by}`")
+        return self
+
+    @field_validator("canonical", mode="before")
+    @classmethod
+    def _function(cls, given: Any) -> Any:
+        return NamedModule(f"{given.__module__}:{given.__qualname__}", given) if callable(given) else given
+
+    @field_serializer("canonical")
+    def _named(self, given: str | NamedModule | None) -> str | None:
+        return given.name if isinstance(given, NamedModule) else given
 
 
 class DensitySettings(Settings):

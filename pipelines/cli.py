@@ -363,7 +363,7 @@ def _job(config: str, sets: list[str] | None, workdir: Path | None) -> tuple[Job
 
 def _forward(simulator: str) -> dict[str, Any]:
     """The forward model of a name, or of a configuration with its prior, context and the symmetry that it trains with."""
-    from ..estimators.symmetry.blur import declared_symmetry
+    from ..estimators.symmetry.view import declared_symmetry
     from ..simulators.campaign import Reference
 
     if not simulator.endswith((".yaml", ".yml")):

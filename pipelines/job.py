@@ -20,8 +20,10 @@ from ..estimators.loggers import require_loggers
 from ..estimators.preprocess import Preprocess, build_preprocess
 from ..estimators.settings import LIKELIHOODS, EstimatorSettings, SymmetrySettings
 from ..estimators.space import read_dimension
-from ..estimators.symmetry.blur import build_blur, declared_symmetry
+from ..estimators.symmetry.blur import build_blur
+from ..estimators.symmetry.canonical import build_canonical
 from ..estimators.symmetry.own import absolute_name, imported_symmetry, with_object
+from ..estimators.symmetry.view import declared_symmetry
 from ..simulators.base import ContextPrior, HasLikelihood, HasSymmetry, Simulator, context_of
 from ..simulators.block import Protection
 from ..simulators.campaign import Reference
@@ -68,7 +70,7 @@ class Job:
 
     @property
     def modules(self) -> dict[str, Any]:
-        """Networks and a symmetry of the user's own that the configuration names."""
+        """Networks, a symmetry and what gives a pose, of the user's own, that the configuration names."""
         return imported(self.config.train.embedding) | imported_symmetry(self.config.train.symmetry)
 
     @property
@@ -193,7 +195,7 @@ def _with_symmetry(config: Config, simulator: Simulator, prior: Prior, folder: P
         ("`rounds` truncate the prior, which a symmetry moves", config.train.rounds > 1),
         ("`on_invalid: impute` lets entries be missing, which cannot be moved", config.simulate.on_invalid == "impute"),
         (
-            "the check `attack` needs gradients, which Gibbs chains have not, and `by: augmentation` has",
+            "the check `attack` needs gradients, which Gibbs chains have not, and `by: canonical` and `by: augmentation` have",
             given.by == "proxies" and any(check.name == "attack" for check in config.diagnose.checks),
         ),
     ):
@@ -210,6 +212,8 @@ def _with_symmetry(config: Config, simulator: Simulator, prior: Prior, folder: P
     assert acting is not None
     if given.by == "proxies":
         build_blur(prior, _conditions(simulator), acting)
+    elif given.by == "canonical":
+        build_canonical(prior, _conditions(simulator), acting)
     else:
         declared_symmetry(prior, _conditions(simulator), acting)
     return config.model_copy(update={"train": config.train.model_copy(update={"symmetry": symmetry})})

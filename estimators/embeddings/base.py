@@ -15,9 +15,10 @@ from torch import Tensor
 from ..settings import NetworkSettings
 
 FLAT = ("none", "mlp", "resnet")
-IMAGES = ("cnn2d", "resnet2d")
-SETS = ("deep_set", "set_transformer")
-SERIES = ("cnn1d", "transformer", "gru")
+IMAGES = ("cnn2d", "resnet2d", "circular2d")
+SETS = ("deep_set", "points3d", "set_transformer")
+TURNED = ("points3d",)  # whose coordinates are scaled alike, and by nothing else, so that they can be turned
+SERIES = ("cnn1d", "circular1d", "transformer", "gru")
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from ...data.variables import Variables
 from ..settings import EmbeddingSettings, NetworkSettings
 from ..structure import Scaling, members_present
 from .base import FLAT, Network, channel_axis
+from .circular import CircularCNN
 from .cnn1d import CNN1d
 from .cnn2d import CNN2d
 from .deep_set import DeepSet
@@ -21,6 +22,7 @@ from .mlp import MLP
 from .none import Flat
 from .own import Own
 from .plan import Part, plan
+from .points3d import Points3d
 from .resnet import ResNet
 from .resnet2d import residual_cnn
 from .set_transformer import SetTransformer
@@ -33,7 +35,10 @@ NETWORKS: dict[str, Callable[[tuple[int, ...], NetworkSettings], nn.Module]] = {
     "cnn1d": CNN1d,
     "cnn2d": CNN2d,
     "resnet2d": residual_cnn,
+    "circular1d": CircularCNN,
+    "circular2d": CircularCNN,
     "deep_set": DeepSet,
+    "points3d": Points3d,
     "set_transformer": SetTransformer,
     "transformer": Transformer,
     "gru": GRU,

@@ -75,10 +75,15 @@ def with_classes(settings: EmbeddingSettings, classes: Mapping[str, Any]) -> Emb
     """The settings with classes in place of their names; ``classes`` has them by full name or by what follows the colon."""
 
     def found(network: NetworkSettings) -> str | NamedModule:
-        build = classes.get(network.name, classes.get(network.name.rpartition(":")[2]))
+        build = handed_over(network.name, classes)
         return network.kind if build is None else NamedModule(network.name, build)
 
     return settings.replaced(found)
+
+
+def handed_over(name: str, objects: Mapping[str, Any]) -> Any:
+    """What the user gave for a name, by all of it or by what follows the colon; None where there is nothing."""
+    return objects.get(name, objects.get(name.rpartition(":")[2]))
 
 
 def absolute_names(settings: EmbeddingSettings, folder: Path) -> EmbeddingSettings:

@@ -9,7 +9,7 @@ from ...data.errors import ShapeError, did_you_mean
 from ...data.variables import Variable, Variables
 from ..settings import EmbeddingSettings, NetworkSettings
 from ..structure import Scaling, Sharing
-from .base import FLAT, IMAGES, SERIES, SETS, channel_axis
+from .base import FLAT, IMAGES, SERIES, SETS, TURNED, channel_axis
 
 _NEEDS = {
     **dict.fromkeys(IMAGES, "2 axes, (row, column), or 3, one of them channels"),
@@ -71,6 +71,8 @@ def scaling(settings: EmbeddingSettings, observables: Variables) -> dict[str, Sc
 def _sharing(part: Part, variable: Variable) -> Sharing:
     if part.settings.kind in FLAT:
         return "entry"
+    if part.settings.kind in TURNED:
+        return "all"
     if part.settings.kind in _NEEDS or part.settings.mask:
         return "channel"
     return "entry" if len(variable.shape) < 2 else "all"

@@ -13,7 +13,7 @@ from ...data.errors import UnsupportedError
 from ..base import Estimator
 from ..settings import TrainingSettings
 from ..symmetry.augment import Augmentation
-from ..symmetry.blur import declared_symmetry
+from ..symmetry.view import declared_symmetry
 from .augmentation import Adversarial, Noise
 from .base import Change, Term
 from .fisher import FisherPenalty

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from ...data.variables import Variables
 from ...simulators.prior import Prior
 from ..settings import EstimatorSettings
-from .blur import declared_symmetry
+from .view import declared_symmetry
 
 REMEDY = "`simfer check-symmetry` tests it"
 

@@ -20,7 +20,7 @@ would have seen, and validation, which knows no step, the same in every epoch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,15 +36,16 @@ from ..direct import DirectEstimator, log_prob
 from ..noise import combine, key_of_rows
 from ..settings import EstimatorSettings
 from .augment import augmented, movement
-from .blur import PROXY, build_blur
+from .blur import build_blur
 from .invariance import advice
+from .parts import Build, Mapped, under
+from .view import PROXY
 
 if TYPE_CHECKING:
     from .posterior import GNPEPosterior
 
 logger = logging.getLogger("simfer.estimators.symmetry")
 
-Build = Callable[[Prior, Variables, EstimatorSettings, int], Estimator]
 _MAIN, _START = "main.", "start."
 _VIEWS = 8
 
@@ -72,9 +73,9 @@ class GNPE(Estimator):
         self.prior, self.observables, self.settings = prior, observables, settings
         self.blur = build_blur(prior, observables, settings.symmetry)
         plain = settings.model_copy(update={"symmetry": None})
-        told = (*settings.context, *((PROXY,) if self.blur.told else ()))  # no error of the data moves a proxy
+        told = (*settings.context, *((PROXY,) if self.blur.view.told else ()))  # no error of the data moves a proxy
         seen = plain.model_copy(update={"context": told})
-        self.main: Any = build(self.blur.relative_prior(), self.blur.seen, seen, seed)
+        self.main: Any = build(self.blur.relative_prior(), self.blur.view.seen, seen, seed)
         self.start: Any = build(self.blur.pose_prior(), observables, plain, seed)
         if not isinstance(self.main, DirectEstimator):
             raise UnsupportedError(
@@ -98,8 +99,8 @@ class GNPE(Estimator):
     def fit_preprocess(self, portions: Iterable[Batch]) -> None:
         if told := advice(self.blur):
             logger.warning("%s", told)
-        self.main.fit_preprocess(_Mapped(portions, self.for_core))
-        self.start.fit_preprocess(_Mapped(portions, self._poses))
+        self.main.fit_preprocess(Mapped(portions, self.for_core))
+        self.start.fit_preprocess(Mapped(portions, self._poses))
 
     def for_core(self, batch: Batch) -> Batch:
         """Rows as the main density sees them, blurred anew in every step of training."""
@@ -119,13 +120,13 @@ class GNPE(Estimator):
             return now
         chosen = {name: values for name, values in now.items() if not name.startswith((_MAIN, _START))}
         for part, prefix in ((self.main, _MAIN), (self.start, _START)):
-            taken = part.take_better(_under(prefix, best), _under(prefix, now), better)
+            taken = part.take_better(under(prefix, best), under(prefix, now), better)
             chosen |= {prefix + name: values for name, values in taken.items()}
         return chosen
 
     def finish(self, held_out: Iterable[Batch]) -> dict[str, Any]:
-        self.start.finish(_Mapped(held_out, self._poses))
-        return self.main.finish(_Mapped(held_out, self.for_core))
+        self.start.finish(Mapped(held_out, self._poses))
+        return self.main.finish(Mapped(held_out, self.for_core))
 
     def as_sbi(self) -> nn.Module:
         raise UnsupportedError(
@@ -148,7 +149,7 @@ class GNPE(Estimator):
         The weight is the geometric mean of the densities of a pose as seen from several places, over that of the draw: what
         the start believes from one place only is dropped.
         """
-        symmetry, observations = self.blur.symmetry, len(next(iter(x.values())))
+        symmetry, observations = self.blur.view.symmetry, len(next(iter(x.values())))
         theta = self._with_pose(self._draw(self.start, x, draws))
         own = self._log_start(theta, x)
         views = [own]
@@ -166,20 +167,22 @@ class GNPE(Estimator):
     @torch.no_grad()
     def draw(self, x: dict[str, Tensor], proxy: Float[Tensor, "rows element"]) -> Float[Tensor, "rows parameter"]:
         """One draw of theta from q(theta | x, proxy) for each row; not all lie in the prior's support."""
-        relative = self._draw(self.main, self.blur.standardise(x, proxy), 1)[0]
-        return self.blur.absolute(relative, proxy)
+        relative = self._draw(self.main, self.blur.view.standardise(x, proxy), 1)[0]
+        return self.blur.view.absolute(relative, proxy)
 
     @torch.no_grad()
     def log_prob(
         self, theta: Float[Tensor, "rows parameter"], x: dict[str, Tensor], proxy: Float[Tensor, "rows element"]
     ) -> Float[Tensor, "rows"]:
         """log q(theta | x, proxy), over all of the group: the prior's support is not looked at."""
-        context = self.main.condition(self.blur.standardise(x, proxy))
-        return log_prob(self.main, self.blur.relative(theta, proxy), context) + self.blur.log_det(theta, proxy)
+        context = self.main.condition(self.blur.view.standardise(x, proxy))
+        return log_prob(self.main, self.blur.view.relative(theta, proxy), context) + self.blur.view.log_det(
+            theta, proxy
+        )
 
     def _poses(self, batch: Batch) -> Batch:
-        moved = augmented(self.blur.symmetry, self.prior, batch, self._keys(batch)) if self.training else batch
-        return Batch(moved.theta[:, self.blur.columns], moved.x)
+        moved = augmented(self.blur.view.symmetry, self.prior, batch, self._keys(batch)) if self.training else batch
+        return Batch(moved.theta[:, self.blur.view.columns], moved.x)
 
     def _keys(self, batch: Batch) -> Int[Tensor, "rows"]:
         """One for each row, another in every step of training."""
@@ -189,32 +192,18 @@ class GNPE(Estimator):
     def placed(self, poses: Float[Tensor, "draw rows element"]) -> Float[Tensor, "draw rows parameter"]:
         """Parameters with these poses; the others are those of the prior's middle."""
         flat = poses.flatten(0, 1)
-        return self.blur.symmetry.place(self._middle(flat.shape[:1], flat), flat).unflatten(0, poses.shape[:2])
+        return self.blur.view.symmetry.place(self._middle(flat.shape[:1], flat), flat).unflatten(0, poses.shape[:2])
 
     def _with_pose(self, pose: Float[Tensor, "draw rows pose"]) -> Float[Tensor, "draw rows parameter"]:
-        columns = torch.tensor(self.blur.columns, device=pose.device)
+        columns = torch.tensor(self.blur.view.columns, device=pose.device)
         return self._middle(pose.shape[:-1], pose).index_copy(-1, columns, pose)
 
     def _middle(self, shape: torch.Size, like: Tensor) -> Float[Tensor, "*shape parameter"]:
         return self.prior.from_unconstrained(like.new_zeros(*shape, self.prior.dim))
 
     def _log_start(self, theta: Float[Tensor, "draw rows parameter"], x: dict[str, Tensor]) -> Tensor:
-        return log_prob(self.start, theta[..., self.blur.columns], self.start.condition(x))
+        return log_prob(self.start, theta[..., self.blur.view.columns], self.start.condition(x))
 
     def _draw(self, estimator: Any, x: dict[str, Tensor], draws: int) -> Tensor:
         z = estimator.density(estimator.condition(x)).sample((draws,))
         return estimator.prior.from_unconstrained(z)
-
-
-class _Mapped:
-    """Batches, changed: iterated as often as the ones they come from."""
-
-    def __init__(self, batches: Iterable[Batch], change: Callable[[Batch], Batch]) -> None:
-        self._batches, self._change = batches, change
-
-    def __iter__(self) -> Any:
-        return map(self._change, self._batches)
-
-
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}

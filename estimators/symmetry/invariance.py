@@ -31,13 +31,13 @@ def log_change(
 
 def preference(blur: Blur) -> float:
     """Root mean square of the change over a draw of the kernel, in the coordinates that the network is not told."""
-    group, rng = blur.symmetry.group, np.random.default_rng(0)
-    theta = torch.from_numpy(blur.prior.sample(_ROWS, rng))
+    group, rng = blur.view.symmetry.group, np.random.default_rng(0)
+    theta = torch.from_numpy(blur.view.prior.sample(_ROWS, rng))
     v = group.coordinates(blur.epsilon(torch.from_numpy(rng.integers(2**62, size=_ROWS))))
-    v[:, list(blur.told)] = 0.0
-    pose = blur.symmetry.pose(theta)
+    v[:, list(blur.view.told)] = 0.0
+    pose = blur.view.symmetry.pose(theta)
     g = group.compose(group.compose(pose, group.element(v)), group.inverse(pose))  # g pose = pose epsilon
-    change = log_change(blur.symmetry, blur.prior, theta, g)
+    change = log_change(blur.view.symmetry, blur.view.prior, theta, g)
     inside = change[change.isfinite()]
     return float(inside.square().mean().sqrt()) if len(inside) else 0.0
 
@@ -47,7 +47,7 @@ def advice(blur: Blur) -> str:
     change = preference(blur)
     if change <= _MUCH:
         return ""
-    moved = ", ".join(f"`{name}`" for name in blur.symmetry.parameters)
+    moved = ", ".join(f"`{name}`" for name in blur.view.symmetry.parameters)
     return (
         f"the prior of {moved} is not invariant: over a width of the kernel its log density changes by {change:.2g} (rms), and a "
         "network with `exact: true` cannot know which poses it prefers: weight the draws (`refine: importance`), or train "

@@ -1,4 +1,5 @@
-"""A symmetry of the user's own, by name: an object that fulfils `base.Symmetry`, declarations, or a function that makes one.
+"""Of the user's own, by name: a symmetry, which is an object that fulfils `base.Symmetry`, declarations, or a function that makes
+one; and a function that gives the pose of x.
 
 A configuration names it, ``module:Object`` or ``file.py:Object``, and it is imported where the configuration is the user's:
 in training and in a run. A model file only keeps the name; whoever loads it hands the object over, as with
@@ -17,7 +18,8 @@ from ...data.variables import Variables
 from ...simulators.entries import absolute
 from ...simulators.prior import Prior
 from ...simulators.symmetry import NamedSymmetry
-from ..settings import SymmetrySettings
+from ..embeddings.own import handed_over
+from ..settings import NamedModule, SymmetrySettings
 from .base import Symmetry
 from .build import build_symmetry
 
@@ -25,7 +27,7 @@ _PARTS = ("group", "parameters", "pose", "place", "act_theta", "log_det_theta", 
 
 
 def imported_symmetry(settings: SymmetrySettings | None, folder: Path | None = None) -> dict[str, Any]:
-    """Name → object, of a symmetry that the settings name: imports it, so only of settings that the user wrote.
+    """Name → object, of a symmetry and of what gives a pose, where the settings name them: imports it, so only of settings that the user wrote.
 
     Args:
         settings: As written.
@@ -34,27 +36,46 @@ def imported_symmetry(settings: SymmetrySettings | None, folder: Path | None = N
     Raises:
         UnknownNameError: No such module or object.
         MissingFileError: No such file.
+        SymmetryError: A pose that is no function.
     """
     declared = settings.declared if settings else None
     if isinstance(declared, NamedSymmetry):
-        return {declared.name: declared.source}
-    return {declared: registry.resolve("simulators", declared, folder)} if isinstance(declared, str) else {}
+        return {declared.name: declared.source} | _imported_pose(settings, folder)
+    named = {declared: registry.resolve("simulators", declared, folder)} if isinstance(declared, str) else {}
+    return named | _imported_pose(settings, folder)
 
 
 def with_object(settings: SymmetrySettings | None, objects: Mapping[str, Any]) -> SymmetrySettings | None:
-    """The settings with an object in place of its name; ``objects`` has it by full name or by what follows the colon."""
-    if settings is None or not isinstance(settings.declared, str):
+    """The settings with objects in place of names; ``objects`` has them by full name or by what follows the colon."""
+    if settings is None:
         return settings
-    name = settings.declared
-    source = objects.get(name, objects.get(name.rpartition(":")[2]))
-    return settings if source is None else settings.model_copy(update={"declared": NamedSymmetry(name, source)})
+    found: dict[str, Any] = {}
+    declared, pose = settings.declared, settings.canonical
+    if isinstance(declared, str) and (source := handed_over(declared, objects)) is not None:
+        found["declared"] = NamedSymmetry(declared, source)
+    if isinstance(pose, str) and ":" in pose and (source := handed_over(pose, objects)) is not None:
+        found["canonical"] = NamedModule(pose, source)
+    return settings.model_copy(update=found)
 
 
 def absolute_name(settings: SymmetrySettings | None, folder: Path) -> SymmetrySettings | None:
-    """The same with a name of a file that holds from anywhere."""
-    if settings is None or not isinstance(settings.declared, str):
+    """The same with names of files that hold from anywhere."""
+    if settings is None:
         return settings
-    return settings.model_copy(update={"declared": absolute(settings.declared, folder)})
+    named = {key: value for key in ("declared", "canonical") if isinstance(value := getattr(settings, key), str)}
+    return settings.model_copy(update={key: absolute(value, folder) for key, value in named.items()})
+
+
+def _imported_pose(settings: SymmetrySettings | None, folder: Path | None) -> dict[str, Any]:
+    chosen = settings.canonical if settings else None
+    if isinstance(chosen, NamedModule):
+        return {chosen.name: chosen.build}
+    if chosen is None or ":" not in chosen:
+        return {}
+    found = registry.resolve("simulators", chosen, folder)
+    if not callable(found):
+        raise SymmetryError(f"`canonical` must be a function of x; `{chosen}` is a {type(found).__name__}")
+    return {chosen: found}
 
 
 def own_symmetry(prior: Prior, observables: Variables, named: str | NamedSymmetry) -> Symmetry:

@@ -178,7 +178,7 @@ class GNPEPosterior(Posterior):
     def _chains(
         self, x: dict[str, Tensor], chains: int, poses: Tensor | None, progress: Callable[[int], None]
     ) -> Float[Tensor, "chain observation parameter"]:
-        symmetry = self.estimator.blur.symmetry
+        symmetry = self.estimator.blur.view.symmetry
         first = self.estimator.first_poses(x, chains) if poses is None else poses.to(next(iter(x.values())).device)
         theta = self.estimator.placed(first)
         back = symmetry.group.inverse(first[0]).repeat(len(first), 1)
@@ -237,7 +237,7 @@ class GNPEPosterior(Posterior):
             components = min(most, max(fewest, _ENTRIES_OF_ALL // entries))
             with torch.no_grad(), seeded(0):
                 chains = self._converged(x, components, None)
-                poses = self.estimator.blur.symmetry.pose(chains.flatten(0, 1)).unflatten(0, chains.shape[:2])
+                poses = self.estimator.blur.view.symmetry.pose(chains.flatten(0, 1)).unflatten(0, chains.shape[:2])
                 inside = self.prior.contains(self._joint(poses, x, components)[0]).double().mean(0)
             self._known = _Proxies(key, poses, inside.clamp(min=1 / components).log())
         return self._known
@@ -264,7 +264,7 @@ class GNPEPosterior(Posterior):
         picked = torch.randint(len(poses), (draws, poses.shape[1])).to(poses.device)
         chosen = poses.gather(0, picked[..., None].expand(-1, -1, poses.shape[2])).flatten(0, 1)
         blur = self.estimator.blur
-        proxy = blur.symmetry.group.compose(chosen, blur.kernel.sample(len(chosen)).to(chosen))
+        proxy = blur.view.symmetry.group.compose(chosen, blur.kernel.sample(len(chosen)).to(chosen))
         proxy = proxy.unflatten(0, (draws, poses.shape[1]))
         return self._of_rows(lambda x, g: self.estimator.draw(x, g), x, proxy), proxy
 
@@ -273,14 +273,14 @@ class GNPEPosterior(Posterior):
     ) -> Float[Tensor, "draw observation"]:
         """Log of q(proxy | x) q(theta | x, proxy) / kappa(proxy | theta), over theta in the prior's support."""
         blur, shape = self.estimator.blur, theta.shape[:2]
-        group = blur.symmetry.group
-        back = group.inverse(blur.symmetry.pose(theta.flatten(0, 1)))
+        group = blur.view.symmetry.group
+        back = group.inverse(blur.view.symmetry.pose(theta.flatten(0, 1)))
         kappa = blur.kernel.log_prob(group.compose(back, proxy.flatten(0, 1))).unflatten(0, shape)
         given = self._of_rows(lambda x, g, theta: self.estimator.log_prob(theta, x, g), x, proxy, theta)
         return self._log_proxy(known, proxy) + given - kappa - known.log_inside
 
     def _log_proxy(self, known: _Proxies, proxy: Float[Tensor, "draw observation element"]) -> Tensor:
-        group, kernel = self.estimator.blur.symmetry.group, self.estimator.blur.kernel
+        group, kernel = self.estimator.blur.view.symmetry.group, self.estimator.blur.kernel
         components, observations, _ = known.poses.shape
         back = group.inverse(known.poses.flatten(0, 1)).unflatten(0, (components, observations))
 

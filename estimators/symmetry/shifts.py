@@ -51,8 +51,8 @@ def _phase(bins: Float[Tensor, "..."], size: int, axis: int) -> Shaped[Tensor, "
     angle = -2 * math.pi / size * bins
     phase = _powers(torch.polar(torch.ones_like(angle), angle), count, axis)
     if size % 2 == 0:
-        sign = 1 - 2 * (bins.abs().round() % 2)
-        phase.narrow(axis, count - 1, 1).copy_(sign)
+        sign = 1 - 2 * (bins.detach().abs().round() % 2)  # steps have no gradient
+        return torch.cat([phase.narrow(axis, 0, count - 1), sign.to(phase)], axis)
     return phase
 
 

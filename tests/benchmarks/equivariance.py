@@ -1,5 +1,6 @@
-r"""Group-equivariant inference (GNPE) beside augmentation, convolutions and plain NPE on `damped_oscillator`, whose likelihood is known.
+r"""Group-equivariant inference (GNPE) beside canonical poses, augmentation, convolutions and plain NPE on `damped_oscillator`.
 
+Its likelihood is known.
 All have the same flow, nsf of 3 × [64, 64]; an embedding of dense layers, 16 features from [128, 64], but for ``cnn``, whose
 convolutions (`cnn1d`, as it comes) are equivariant; and the defaults of training. Observations are draws of the prior that no
 training has seen. The truth is a grid over the box of the prior, made finer around where the posterior is: it gives the evidence,
@@ -65,7 +66,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "npe": {},
     "augmentation": {"symmetry": symmetric(by="augmentation")},
     "cnn": {"embedding": EmbeddingSettings(kind="cnn1d", features=16)},
+    "circular": {
+        "embedding": EmbeddingSettings(
+            kind="circular1d", features=16, channels=(16, 32, 32), kernel=5, hidden=(128, 64)
+        )
+    },
     "gnpe": {"symmetry": symmetric(kernel={"time": 0.1})},
+    "canonical": {"symmetry": symmetric(by="canonical")},
     "gnpe_narrow": {"symmetry": symmetric(kernel={"time": 0.05})},
 }
 NARROW = PRIOR.replace({"tau": {"dist": "TruncatedNormal", "loc": 3.0, "scale": 0.015, "low": 1.0, "high": 6.0}})

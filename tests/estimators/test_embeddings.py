@@ -18,7 +18,10 @@ from simfer.data.errors import ConfigError, ModelFormatError, ShapeError, Unknow
 from simfer.data.files import fingerprint
 from simfer.data.variables import Variable, Variables
 from simfer.estimators.embeddings.build import NETWORKS, build_embedding, build_network
+from simfer.estimators.embeddings.circular import CircularCNN
+from simfer.estimators.embeddings.own import imported, with_classes
 from simfer.estimators.embeddings.plan import plan, scaling
+from simfer.estimators.embeddings.points3d import Points3d
 from simfer.estimators.model import Model, build_estimator, load_model
 from simfer.estimators.npe import NPE
 from simfer.estimators.preprocess import build_preprocess
@@ -61,14 +64,19 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "cnn2d, channels first": ({"kind": "cnn2d", **CONVOLUTION}, (2, 6, 5)),
     "cnn2d, channels last": ({"kind": "cnn2d", **CONVOLUTION, "channel_axis": "last"}, (6, 5, 2)),
     "resnet2d": ({"kind": "resnet2d", **CONVOLUTION}, (6, 5)),
+    "circular1d": ({"kind": "circular1d", **CONVOLUTION}, (12,)),
+    "circular1d, channels": ({"kind": "circular1d", **CONVOLUTION, "channel_axis": "first"}, (2, 7)),
+    "circular2d": ({"kind": "circular2d", **CONVOLUTION}, (6, 5)),
+    "circular2d, invariant": ({"kind": "circular2d", **CONVOLUTION, "position": False}, (2, 6, 5)),
     "deep_set": ({"kind": "deep_set", **SMALL}, (5, 2)),
+    "points3d": ({"kind": "points3d", **SMALL}, (5, 3)),
     "set_transformer": ({"kind": "set_transformer", **ATTENTION}, (5, 2)),
     "transformer": ({"kind": "transformer", **ATTENTION}, (5, 2)),
     "gru": ({"kind": "gru", "features": 4, "width": 8}, (5, 2)),
     "own": ({"kind": Means}, (5, 2)),
 }
-MASKED = ("cnn1d", "deep_set", "set_transformer", "transformer", "gru", "own")
-SETS = ("deep_set", "set_transformer", "own")
+MASKED = ("cnn1d", "deep_set", "points3d", "set_transformer", "transformer", "gru", "own")
+SETS = ("deep_set", "points3d", "set_transformer", "own")
 
 
 def options(kind: str, **more) -> EmbeddingSettings:
@@ -97,6 +105,79 @@ def simulated(rows: int, shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndar
     ones = (slice(None), *(None,) * len(shape))
     x = theta[:, 0][ones] + np.exp(0.3 * theta[:, 1])[ones] * rng.standard_normal((rows, *shape))
     return theta, {"x": x, "c": rng.standard_normal(rows)}
+
+
+CIRCULAR = {name: (1,) if "1d" in name else (1, 2) for name in KINDS if name.startswith("circular")}
+
+
+@pytest.mark.parametrize("kind", CIRCULAR)
+def test_summaries_of_a_circle_move_along_with_shifts(kind: str) -> None:
+    """By whole bins: averages stay, phases turn, and without phases nothing changes."""
+    given, shape = KINDS[kind]
+    first = 0 if len(shape) == len(CIRCULAR[kind]) else 1  # behind the channels
+    x, axes = 5 * numbers(5, shape), tuple(first + axis for axis in CIRCULAR[kind])
+    network = build_network(shape, EmbeddingSettings(**given)).eval()
+    assert isinstance(network, CircularCNN)
+    blind = build_network(shape, EmbeddingSettings(**given | {"position": False})).eval()
+    before, phases = network.parts(x)
+    sides = [shape[axis - 1] for axis in axes]
+    for shifts in ([1] * len(axes), [3, 4][: len(axes)], [-2] * len(axes)):
+        moved = x.roll(shifts, axes)
+        after, turned = network.parts(moved)
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(blind(moved), blind(x), atol=1e-5, rtol=1e-5)
+        if given.get("position", True):
+            turns = phases.abs() * torch.polar(torch.ones(()), phases.angle() + _turns(phases.shape[1], shifts, sides))
+            torch.testing.assert_close(turned, turns, atol=1e-5, rtol=1e-5)
+            assert (network(moved) - network(x)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_summaries_of_points_turn_with_them(others: int) -> None:
+    """Scalars stay, vectors turn, the centroid moves along; and an estimator that is to see no position sees none."""
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)))
+    turn, by = turn * torch.linalg.det(turn), torch.tensor([1.0, -2.0, 0.5])
+    x = numbers(6, (7, 3 + others))
+    moved = torch.cat([x[..., :3] @ turn.T + by, x[..., 3:]], -1)
+    network = build_network((7, 3 + others), EmbeddingSettings(kind="points3d", **SMALL)).eval()
+    assert isinstance(network, Points3d)
+    (scalars, vectors), (after, turned) = network.parts(x), network.parts(moved)
+    torch.testing.assert_close(after, scalars, atol=1e-5, rtol=1e-5)
+    expected = vectors @ turn.T
+    expected[:, -1] += by
+    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=1e-5)
+    assert (network(moved) - network(x)).abs().max() > 1e-3
+    settings = EstimatorSettings(embedding=EmbeddingSettings(kind="points3d", position=False, **SMALL))
+    estimator = build_estimator(PRIOR, Variables([Variable("x", (7, 3 + others))]), settings, seed=1)
+    assert isinstance(estimator, NPE)
+    estimator.preprocess.fit({"x": x.exp()})
+    moved[..., :3] = x[..., :3].exp() @ turn.T + by
+    seen = (torch.cat([part, x[..., 3:]], -1) for part in (x[..., :3].exp(), moved[..., :3]))
+    first, second = (estimator.condition({"x": part}) for part in seen)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+def test_the_network_that_the_documentation_shows_is_invariant_under_quarter_turns(tmp_path: Path) -> None:
+    """It is imported by its name, as a configuration would."""
+    shown = (Path(__file__).parents[2] / "docs" / "equivariance.md").read_text()
+    code = shown.partition("# nets.py\n")[2].partition("```")[0]
+    (tmp_path / "turned_nets.py").write_text("import math\n\nimport torch\n\n\n" + code)
+    settings = EmbeddingSettings(kind="turned_nets.py:Turned", arguments={"width": 16})
+    given = with_classes(settings, imported(settings, tmp_path))
+    network, x = build_network((8, 8), given), numbers(5, (8, 8))
+    torch.testing.assert_close(network(x.rot90(1, (1, 2))), network(x), atol=1e-5, rtol=1e-5)
+    assert network.features == 8
+
+
+def _turns(phases: int, shifts: list[int], sides: list[int]) -> torch.Tensor:
+    """Angles by which phases turn: for each axis those of all weights, for each of these harmonics 1, 2, 4, ..."""
+    harmonics = [[k for k in (1, 2, 4, 8) if k <= max(1, side // 4)] for side in sides]
+    copies = phases // sum(map(len, harmonics))
+    each = [
+        2 * np.pi / side * shift * torch.tensor(ks).repeat(copies)
+        for ks, shift, side in zip(harmonics, shifts, sides, strict=True)
+    ]
+    return torch.cat(each).float()
 
 
 def test_every_kind_is_tested() -> None:

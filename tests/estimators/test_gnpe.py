@@ -169,10 +169,10 @@ def blurred(name: str, law: str, **options: Any) -> tuple[Blur, Tensor, Tensor]:
 @pytest.mark.parametrize("name", BLURS)
 def test_relative_parameters_are_a_bijection_with_this_determinant(name: str, law: str) -> None:
     blur, theta, proxy = blurred(name, law)
-    relative = blur.relative(theta, proxy)
-    torch.testing.assert_close(blur.absolute(relative, proxy), theta, atol=1e-9, rtol=1e-9)
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda t, g: blur.relative(t[None], g[None])[0]))(theta, proxy)
-    torch.testing.assert_close(blur.log_det(theta, proxy), jacobian.slogdet().logabsdet, atol=1e-8, rtol=1e-8)
+    relative = blur.view.relative(theta, proxy)
+    torch.testing.assert_close(blur.view.absolute(relative, proxy), theta, atol=1e-9, rtol=1e-9)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda t, g: blur.view.relative(t[None], g[None])[0]))(theta, proxy)
+    torch.testing.assert_close(blur.view.log_det(theta, proxy), jacobian.slogdet().logabsdet, atol=1e-8, rtol=1e-8)
     assert blur.relative_prior().contains(relative).all()
 
 
@@ -181,17 +181,17 @@ def test_what_is_left_of_the_pose_does_not_depend_on_theta(name: str) -> None:
     blur, theta, proxy = blurred(name, "normal")
     moved = theta[torch.randperm(len(theta))]
     elsewhere = blur.proxy(moved, blur.epsilon(torch.arange(300) * 7919))
-    here, there = (blur.relative(t, g)[:, blur.columns] for t, g in ((theta, proxy), (moved, elsewhere)))
+    here, there = (blur.view.relative(t, g)[:, blur.view.columns] for t, g in ((theta, proxy), (moved, elsewhere)))
     torch.testing.assert_close(here, there, atol=1e-9, rtol=1e-9)
 
 
 def test_the_network_is_told_of_what_is_not_exact() -> None:
     blur, _, proxy = blurred("turned and scaled", "normal", exact=("size",))
-    assert blur.seen.names == ("y", "other", "pose_proxy")
-    seen = blur.standardise({"y": torch.randn(300, 3, 2), "other": torch.zeros(300)}, proxy)
+    assert blur.view.seen.names == ("y", "other", "pose_proxy")
+    seen = blur.view.standardise({"y": torch.randn(300, 3, 2), "other": torch.zeros(300)}, proxy)
     assert seen["pose_proxy"].shape == (300, 2)  # cosine and sine
     torch.testing.assert_close(seen["pose_proxy"].square().sum(1), torch.ones(300))
-    assert blurred("turned and scaled", "normal")[0].seen.names == ("y", "other")
+    assert blurred("turned and scaled", "normal")[0].view.seen.names == ("y", "other")
 
 
 def test_a_moved_observation_moves_the_draws_exactly(model: Model) -> None:

@@ -14,6 +14,7 @@ from simfer.data.errors import ConfigError
 from simfer.estimators.model import Model, build_estimator
 from simfer.estimators.settings import EstimatorSettings, SymmetrySettings
 from simfer.estimators.symmetry.posterior import GNPEPosterior
+from simfer.estimators.symmetry.restricted import RestrictedPosterior
 from simfer.pipelines.api import Run
 from simfer.simulators.damped_oscillator import DampedOscillator
 
@@ -101,3 +102,43 @@ def test_a_simulator_without_a_symmetry_is_named(tmp_path: Path) -> None:
     config = changed() | {"simulator": "two_moons", "observation": "origin"}
     with pytest.raises(ConfigError, match="declares a symmetry"):
         simfer.run(config, workdir=tmp_path / "run", quiet=True)
+
+
+POSES = """
+import torch
+
+OFF = 3.0
+
+def brightest(x):
+    energy = x["x"].double().square()
+    return 0.05 * (energy * torch.arange(200)).sum(1, keepdim=True) / energy.sum(1, keepdim=True)
+"""
+
+
+@pytest.mark.parametrize("canonical", [None, "poses.py:brightest"])
+def test_a_run_from_canonical_poses_may_be_attacked(tmp_path: Path, canonical: str | None) -> None:
+    """A pose of one's own is found beside the configuration, and when the run is loaded."""
+    (tmp_path / "poses.py").write_text(POSES)
+    few = {"eps": [0.5], "steps": 3, "observations": 10, "predictive_draws": 0}
+    symmetry = {"by": "canonical"} | ({"canonical": canonical} if canonical else {})
+    config = changed(train={"symmetry": symmetry, "epochs": 3}, diagnose={"checks": ["coverage", {"attack": few}]})
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    run = simfer.run(tmp_path / "config.yaml", workdir=tmp_path / "run", quiet=True)
+    assert isinstance(run.model.posterior, RestrictedPosterior)
+    assert {"coverage", "attack"} <= set(run.summary["checks"])
+    again = simfer.load(tmp_path / "run")
+    assert isinstance(again, Run)
+    assert isinstance(again.model.posterior, RestrictedPosterior)
+    assert run.draws.shape == (400, 3)
+
+
+@pytest.mark.parametrize(
+    ("canonical", "says"),
+    [("poses.py:brightes", "brightest"), ("poses.py:OFF", "must be a function"), ("y", "no observable `y`")],
+)
+def test_a_pose_that_is_none_is_named(tmp_path: Path, canonical: str, says: str) -> None:
+    (tmp_path / "poses.py").write_text(POSES)
+    config = changed(train={"symmetry": {"by": "canonical", "canonical": canonical}})
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=says):
+        simfer.run(tmp_path / "config.yaml", workdir=tmp_path / "run", quiet=True)
