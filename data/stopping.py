@@ -24,7 +24,7 @@ class Wish(Protocol):
 
 
 _wish: Wish = threading.Event()
-_others: list[Callable[[], object]] = []
+_others: list[Callable[[], None]] = []
 
 
 def ask_to_stop() -> None:
@@ -35,7 +35,7 @@ def ask_to_stop() -> None:
 
 
 @contextmanager
-def passing_on(tell: Callable[[], object]) -> Iterator[None]:
+def passing_on(tell: Callable[[], None]) -> Iterator[None]:
     """Call ``tell`` too when this process is asked to stop meanwhile; at once if it has been."""
     if _wish.is_set():
         tell()

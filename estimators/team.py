@@ -115,7 +115,7 @@ def _started(ranks: list[int], *, alone: bool) -> Iterator[tuple[dict[int, Conne
             hellos = {}
             for connection, hello in arrivals(listener, len(ranks), children):
                 connections[hello.rank], hellos[hello.rank] = connection, hello
-            with passing_on(lambda: [child.send_signal(signal.SIGUSR1) for child in children]):
+            with passing_on(lambda: _ask_to_stop(children)):
                 yield connections, hellos[0]
         finally:
             for child in children:
@@ -135,6 +135,11 @@ def _child(told: dict[str, Any], *, alone: bool) -> subprocess.Popen[bytes]:
     child.stdin.write(json.dumps(told).encode() + b"\n")
     child.stdin.flush()  # and stays open: its end tells the child that this process is gone
     return child
+
+
+def _ask_to_stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.send_signal(signal.SIGUSR1)
 
 
 def arrivals(
