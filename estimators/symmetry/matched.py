@@ -28,6 +28,7 @@ _DIRECTIONS = 8
 _ROWS = 1000  # that directions are taken from, and as many to choose between them
 _FINER = {1: 8, 2: 2}  # parts of a bin, by the number of axes
 _TINY = 1e-300
+_MOST = 1 - 1e-12  # of the energy
 
 
 class MatchedFilter(nn.Module):
@@ -64,8 +65,8 @@ class MatchedFilter(nn.Module):
     def forward(self, x: dict[str, Tensor]) -> Float[Tensor, "rows element"]:
         values = x[self._name].double()
         many = int((self.directions.flatten(1) != 0).any(1).sum())
-        shares = torch.stack([self._share(values, b) for b in self.directions[: max(many, 1)]]).sum(0)
-        return self._pose(-torch.log1p(-shares.clamp(max=1 - 1e-12)), self.sharpness)
+        explained = sum((self._explained(values, b) for b in self.directions[: max(many, 1)]), torch.zeros(()))
+        return self._pose(_profile(values, explained), self.sharpness)
 
     @torch.no_grad()
     def fit(self, rows: Batch) -> None:
@@ -75,10 +76,10 @@ class MatchedFilter(nn.Module):
         found = self._principal(rows.select(slice(half)))
         others = rows.select(slice(half, None))
         values, truth = others.x[self._name].double(), self._symmetry.pose(others.theta)
-        shares, best = torch.zeros((), dtype=torch.float64), math.inf
+        explained, best = torch.zeros((), dtype=torch.float64), math.inf
         for many in range(1, len(found) + 1):
-            shares = shares + self._share(values, found[many - 1])
-            profile = -torch.log1p(-shares.clamp(max=1 - 1e-12))
+            explained = explained + self._explained(values, found[many - 1])
+            profile = _profile(values, explained)
             sharpness = torch.minimum(torch.tensor(values[0].numel() / 2), 1 / self._curvature(profile))
             error = float((self._pose(profile, sharpness) - truth).square().mean())
             if error < best:
@@ -93,7 +94,7 @@ class MatchedFilter(nn.Module):
         rows_by_entries = torch.linalg.svd(values.flatten(1), full_matrices=False).Vh
         return rows_by_entries[:_DIRECTIONS].reshape(-1, *values.shape[1:])
 
-    def _share(
+    def _explained(
         self, x: Float[Tensor, "rows *shape"], direction: Float[Tensor, "*shape"]
     ) -> Float[Tensor, "rows *bins"]:
         """Of the energy of x that a direction explains, for all displacements."""
@@ -102,9 +103,7 @@ class MatchedFilter(nn.Module):
         for axis in self._axes:
             spectrum = _finer(spectrum, axis, self._finer)
         overlap = torch.fft.ifftn(spectrum, dim=self._axes).real * self._finer ** len(self._axes)
-        overlap = overlap.sum(others) if others else overlap
-        energy = x.flatten(1).square().sum(1).clamp(min=_TINY)
-        return overlap.square() / energy.reshape(-1, *[1] * (overlap.ndim - 1))
+        return (overlap.sum(others) if others else overlap).square()
 
     def _curvature(self, profile: Float[Tensor, "rows *bins"]) -> Tensor:
         """Largest second difference, of all rows."""
@@ -125,6 +124,13 @@ class MatchedFilter(nn.Module):
         along = weights.sum(others) if others else weights
         angle = 2 * math.pi / along.shape[1] * torch.arange(along.shape[1], device=along.device, dtype=along.dtype)
         return torch.atan2((along * angle.sin()).sum(1), (along * angle.cos()).sum(1)) / (2 * math.pi)
+
+
+def _profile(x: Float[Tensor, "rows *shape"], explained: Float[Tensor, "rows *bins"]) -> Float[Tensor, "rows *bins"]:
+    """-log(1 - e), of the energy that is explained."""
+    energy = x.flatten(1).square().sum(1).clamp(min=_TINY)
+    share = explained / energy.reshape(-1, *[1] * (explained.ndim - 1))
+    return -torch.log1p(-share.clamp(max=_MOST))
 
 
 def _finer(spectrum: Complex[Tensor, "*shape"], axis: int, parts: int) -> Complex[Tensor, "*fine"]:

@@ -1,8 +1,7 @@
 r"""Group-equivariant inference (GNPE) beside canonical poses, augmentation, convolutions and plain NPE on `damped_oscillator`.
 
-Its likelihood is known.
-All have the same flow, nsf of 3 × [64, 64]; an embedding of dense layers, 16 features from [128, 64], but for ``cnn``, whose
-convolutions (`cnn1d`, as it comes) are equivariant; and the defaults of training. Observations are draws of the prior that no
+Its likelihood is known. All have the same flow, nsf of 3 × [64, 64]; an embedding of dense layers, 16 features from [128, 64], but for
+``cnn``, whose convolutions (`cnn1d`, as it comes) are equivariant up to strides, and ``circular``, whose are without them; and the defaults of training. Observations are draws of the prior that no
 training has seen. The truth is a grid over the box of the prior, made finer around where the posterior is: it gives the evidence,
 and cells to draw from, which are weighted by the likelihood and resampled. For each training:
 

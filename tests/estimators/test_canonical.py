@@ -398,7 +398,7 @@ def refused(
 def test_what_has_no_canonical_pose_is_refused_with_the_remedy() -> None:
     source = ElongatedSource
     refused(source.prior, source.observables, source.symmetry, SymmetryError, "PlaneMotion has no .*`by: proxies`")
-    vector, cloud = Prior({"a": WIDE, "b": WIDE, "c": WIDE}), Variables([Variable("y", (4, 3))])
+    vector, cloud = Prior(dict.fromkeys("abc", Uniform(-1.8, 1.8))), Variables([Variable("y", (4, 3))])
     turn: dict[str, Any] = {"turn": RotatePoints(by=("a", "b", "c"), of="y")}
     refused(vector, cloud, turn, SymmetryError, "rotations of space.*`by: proxies`")
     flat, half = Variables([Variable("y", (2, 2))]), Prior({"a": Uniform(0.0, 1.0)})

@@ -83,7 +83,10 @@ def test_the_command_line_refuses_in_one_line_before_anything_runs(simfer_cli: A
         code, _, err = simfer_cli(command, "struck.yaml")
         assert code == 2
         assert len(err.strip().splitlines()) == 1
-        assert "the check `attack` needs gradients, which Gibbs chains have not, and `by: augmentation` has" in err
+        assert (
+            "the check `attack` needs gradients, which Gibbs chains have not, and `by: canonical` and `by: augmentation` have"
+            in err
+        )
     assert not (tmp_path / "runs").exists()
 
 
@@ -115,12 +118,11 @@ def brightest(x):
 """
 
 
-@pytest.mark.parametrize("canonical", [None, "poses.py:brightest"])
-def test_a_run_from_canonical_poses_may_be_attacked(tmp_path: Path, canonical: str | None) -> None:
+def test_a_run_from_canonical_poses_may_be_attacked(tmp_path: Path) -> None:
     """A pose of one's own is found beside the configuration, and when the run is loaded."""
     (tmp_path / "poses.py").write_text(POSES)
     few = {"eps": [0.5], "steps": 3, "observations": 10, "predictive_draws": 0}
-    symmetry = {"by": "canonical"} | ({"canonical": canonical} if canonical else {})
+    symmetry = {"by": "canonical", "canonical": "poses.py:brightest"}
     config = changed(train={"symmetry": symmetry, "epochs": 3}, diagnose={"checks": ["coverage", {"attack": few}]})
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     run = simfer.run(tmp_path / "config.yaml", workdir=tmp_path / "run", quiet=True)
