@@ -145,10 +145,15 @@ class SimulationStore:
         wanted = np.flatnonzero(np.isin(self.status, list(statuses)))
         return [int(shard) for shard in np.unique(wanted // self.layout.shard)]
 
-    def pending_shards(self) -> list[int]:
-        """Shards still to be written: not marked done, or with a file missing."""
+    def pending_shards(self, among: Sequence[int] | None = None) -> list[int]:
+        """Shards still to be written: not marked done, or with a file missing; of some, or of all, in which case all files are read."""
+        if among is not None:
+            return [s for s in among if not self.is_whole(s) or (self._status_of(s) == PENDING).any()]
         pending = set(self.shards_with([PENDING]))
         return [s for s in range(self.layout.shards) if s in pending or not self.is_whole(s)]
+
+    def _status_of(self, shard: int) -> np.ndarray:
+        return self.read_array("status", self.layout.shard_rows(shard))
 
     def is_whole(self, shard: int) -> bool:
         """Whether every array has a file for ``shard``."""

@@ -262,9 +262,8 @@ def fill_shards(
         store.path,
     )
     task = _Named(FillShard(store.path, reference or simulator, prior, _own_seed(store), protection, context))
-    pending = set(store.pending_shards())
     with filling(store, sweep=False):  # locks may not reach other machines: what looks left may be being written
-        _fill(task, store, [shard for shard in shards if shard in pending], executor, on_invalid, progress)
+        _fill(task, store, store.pending_shards(shards), executor, on_invalid, progress)
 
 
 def retry(

@@ -102,9 +102,8 @@ def _with_devices(job: Job, task: Task | None) -> Job:
 def _fill(job: Job, folder: Path, shards: list[int], notes: Notes, reporter: Reporter) -> None:
     """The same task that every executor runs, for the shards of this task."""
     store = SimulationStore.open(folder / STORE)
-    pending = set(store.pending_shards())
-    rows, left = (sum(store.layout.shard_length(s) for s in some) for some in (shards, pending.intersection(shards)))
-    todo = [shard for shard in shards if shard in pending]
+    todo = store.pending_shards(shards)
+    rows, left = (sum(store.layout.shard_length(s) for s in some) for some in (shards, todo))
     notes.update(rows=rows, done=rows - left, done_before=rows - left, shard=todo[0] if todo else None)
 
     def tell(more: int) -> None:

@@ -4,7 +4,10 @@ An array of tasks with one shard of ten rows each, against one of as many ``slee
 its last task; then the same shards by fewer tasks, which is what `array:` is for. Python's own start, with the imports that a
 task needs, is measured alone. Needs root, and Debian's slurm-wlm and munge.
 
-    python tests/benchmarks/slurm.py [--tasks 200]
+With ``--scale`` instead, what a campaign of 10⁸ rows of 10 kB by 1,000 tasks would do to files, metadata and disks, from the costs of
+a shard, a row and a look at the store that are measured on 2,000 shards here.
+
+    python tests/benchmarks/slurm.py [--tasks 200] [--scale]
 """
 
 from __future__ import annotations
@@ -16,18 +19,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch.distributions import Uniform
+
+import simfer
+from simfer.data.layout import Layout
+from simfer.data.store import SimulationStore
 from simfer.pipelines.slurm.ledger import Ledger
 from simfer.pipelines.slurm.scheduler import Scheduler
 from simfer.pipelines.slurm.status import status_of
+from simfer.simulators.campaign import simulate
+from simfer.simulators.progress import progress_of
+from simfer.simulators.two_moons import TwoMoons
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=200)
-    tasks = parser.parse_args().tasks
+    parser.add_argument("--scale", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.scale:
+        scale()
+        return
+    tasks = arguments.tasks
     tests = _conftest()
     if why := tests.missing():
         print(f"no Slurm cluster here: {why}")
@@ -52,6 +71,52 @@ def measure(cluster: Any, tasks: int, folder: Path) -> None:
         print(f"{f'{tasks} shards':44} {array:6} {seconds:8.1f} {seconds / array:7.2f}", flush=True)
     print(f"Python and the imports of a task, alone: {alone:.1f} s")
     _watch(folder / f"run{tasks}")
+
+
+class Noise:
+    """Rows of 10 kB that do not compress, for next to no time."""
+
+    prior = simfer.Prior({"a": Uniform(0.0, 1.0)})
+    observables = simfer.Variables([simfer.Variable("x", (2500,), "float32")])
+
+    def simulate(self, theta: np.ndarray, rng: np.random.Generator, context: Any = None) -> dict[str, np.ndarray]:
+        return {"x": rng.random((len(theta), 2500), dtype=np.float32)}
+
+
+def scale(rows: int = 10**8, tasks: int = 1000, shards: int = 2000) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        trivial = partial(simulate, TwoMoons(), shards, Path(name) / "trivial", block=1, shards=shards)
+        per_shard = _seconds(trivial) / shards
+        store = SimulationStore.open(Path(name) / "trivial")
+        files = sum(1 for file in store.path.rglob("*") if file.is_file()) / shards
+        look = _seconds(store.pending_shards) / shards
+        own = _seconds(lambda: store.pending_shards(range(100))) / 100
+        status = _seconds(lambda: progress_of(store)) / shards
+        one = Layout.choose(rows, Noise.observables)
+        per_row = _seconds(lambda: simulate(Noise(), one.shard, Path(name) / "large", block=one.block)) / one.shard
+    print(
+        f"measured: {1e3 * per_shard:.1f} ms a shard, {1e6 * per_row:.0f} µs a row of 10 kB, {files:.1f} files a shard"
+    )
+    print(
+        f"a look at what is done: {1e3 * look:.2f} ms a shard of all, {1e3 * own:.2f} of one's own; `status` {1e3 * status:.2f}"
+    )
+    print(f"{rows:.0e} rows by {tasks} tasks: shards of {one.shard} rows in blocks of {one.block}")
+    print(
+        f"  {one.shards} shards, {one.shards * files:.0f} files, {rows * 1e4 / 1e12:.1f} TB; a task has {one.shards / tasks:.0f} shards"
+    )
+    print(f"  a task writes for {rows / tasks * per_row + one.shards / tasks * per_shard:.0f} s besides simulating")
+    print(
+        f"  before it begins it looks for {own * one.shards / tasks:.2f} s at its own shards; at all it would for {look * one.shards:.0f} s"
+    )
+    print(
+        f"  `submit`, `resume` and the training's job look at all: {look * one.shards:.0f} s; `status` {status * one.shards:.0f} s"
+    )
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    started = time.monotonic()
+    do()
+    return time.monotonic() - started
 
 
 def _sleeps(cluster: Any, tasks: int) -> float:
