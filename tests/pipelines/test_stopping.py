@@ -84,18 +84,21 @@ class Slow(TwoMoons):
 
 def test_workers_stop_within_their_shards(tmp_path: Path) -> None:
     """Two workers at shards that take a second each."""
-    path = tmp_path / "store"
 
     def stop(rows: int) -> None:
         if rows:  # both are in the middle of their second shard soon
             threading.Timer(0.45, ask_to_stop).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        simulate(Slow(), 1600, path, block=10, executor=Processes(2), progress=stop)
-    done = SimulationStore.open(path).counts()["ok"]
+    for attempt in range(3):  # on a busy machine both may have come to the end of one just then
+        path = tmp_path / f"store{attempt}"
+        with pytest.raises(KeyboardInterrupt):
+            simulate(Slow(), 1600, path, block=10, executor=Processes(2), progress=stop)
+        done = SimulationStore.open(path).counts()["ok"]
+        go_on()
+        if done % 100:
+            break
     assert done < 800
     assert done % 100
-    go_on()
     whole, again = simulate(Slow(), 1600, tmp_path / "whole", block=10), simulate(Slow(), 1600, path, block=10)
     assert np.array_equal(again.read_array("x"), whole.read_array("x"))
 
