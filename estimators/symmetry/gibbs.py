@@ -68,9 +68,13 @@ class Convergence:
         return self.converged and self.apart < _MOST_APART
 
     def steps_to_part(self, many: int) -> int:
-        """Until as many chains from one state are worth a tenth fewer at most, by the slowest coordinate."""
+        """Until as many chains from one state are worth a tenth fewer at most, by the slowest coordinate.
+
+        Never more than were made: chains that mix so slowly have not converged, which is said.
+        """
         rho = min(max(*self.autocorrelation, 1e-6), 1 - 1e-6)
-        return max(1, math.ceil(math.log(max(many - 1, 1e-6) / _KIN) / (-2 * math.log(rho))))
+        parted = math.ceil(math.log(max(many - 1, 1e-6) / _KIN) / (-2 * math.log(rho)))
+        return min(max(parted, 1), self.iterations)
 
     def __str__(self) -> str:
         lag = ", ".join(f"{rho:.2f}" for rho in self.autocorrelation)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -189,19 +189,32 @@ def mean(values: Any) -> str:
 
 def measure(method: str, rows: int, seed: int, x: np.ndarray, truths: list[Truth], few: int) -> None:
     posterior, seconds = trained(METHODS[method], rows, seed)
+    show_measured(method, rows, seconds, posterior, x, truths, weighted(posterior, x), pairs(HELD_OUT, 10_001), few)
+
+
+def show_measured(
+    method: str,
+    rows: int,
+    seconds: float,
+    posterior: Any,
+    x: np.ndarray,
+    truths: Sequence[Any],
+    found: list[Refined],
+    held_out: tuple[np.ndarray, np.ndarray],
+    few: int,
+) -> None:
+    """One line of the table: draws at the first few observations, weights at all, the density at pairs held out."""
     draws = posterior.sample_batched((DRAWS,), x[:few], seed=2).numpy()
     chains = getattr(posterior, "diagnostics", None)
-    told = [c2st(truths[k].draws, draws[:, k]) for k in range(few)]
-    found = weighted(posterior, x)
     share = np.array([one.efficiency for one in found])
     off = np.array([one.log_evidence - t.log_evidence for one, t in zip(found, truths, strict=True)])
     sds = np.abs(off) / np.array([one.log_evidence_sd for one in found])
-    theta, held = pairs(HELD_OUT, 10_001)
+    theta, held = held_out
     log_q = posterior.log_prob_batched(torch.from_numpy(theta)[None], held)[0].numpy()
     show(
         method,
         f"{rows:,}",
-        mean(told),
+        mean([c2st(truths[k].draws, draws[:, k]) for k in range(few)]),
         mean(share),
         f"{np.median(share):.3f}",
         f"{share.min():.3f}",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from c2st_fast import c2st  # type: ignore[import-not-found]  # beside this script
-from equivariance import mean, show  # type: ignore[import-not-found]  # beside this script
+from equivariance import DRAWS, mean, show, show_measured  # type: ignore[import-not-found]  # beside this script
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from simfer.simulators.elongated_source import ElongatedSource, surface_brightne
 
 SIMULATOR = ElongatedSource()
 PRIOR = SIMULATOR.prior
-PROPOSALS, DRAWS, HELD_OUT, TRUTH = 1000, 1000, 40, 20_000
+PROPOSALS, HELD_OUT, TRUTH = 1000, 40, 20_000
 CHAINS, WARMUP, KEPT, STARTS = 40, 30, 30, 10_000
 _POINTS_AT_ONCE = 5000
 
@@ -113,30 +113,8 @@ def weighted(posterior: Posterior, images: Float[np.ndarray, "observation side s
 
 def measure(method: str, rows: int, seed: int, images: np.ndarray, truths: list[Truth], few: int) -> None:
     posterior, seconds = trained(method, rows, seed)
-    draws = posterior.sample_batched((DRAWS,), images[:few], seed=2).numpy()
-    chains = getattr(posterior, "diagnostics", None)
-    told = [c2st(truths[k].draws, draws[:, k]) for k in range(few)]
-    found = weighted(posterior, images)
-    share = np.array([one.efficiency for one in found])
-    off = np.array([one.log_evidence - t.log_evidence for one, t in zip(found, truths, strict=True)])
-    sds = np.abs(off) / np.array([one.log_evidence_sd for one in found])
-    theta, held = pairs(HELD_OUT, 10_001)
-    log_q = posterior.log_prob_batched(torch.from_numpy(theta)[None], held)[0].numpy()
-    show(
-        method,
-        f"{rows:,}",
-        mean(told),
-        mean(share),
-        f"{np.median(share):.3f}",
-        f"{share.min():.3f}",
-        f"{(sds <= 3).sum()} of {len(images)}",
-        f"{sds.max():.1f} sd",
-        f"{np.abs(off).max():.3f}",
-        mean(-log_q),
-        f"{seconds:.0f}",
-    )
-    if chains:
-        print(f"{'':14}{chains}", flush=True)
+    found, held_out = weighted(posterior, images), pairs(HELD_OUT, 10_001)
+    show_measured(method, rows, seconds, posterior, images, truths, found, held_out, few)
 
 
 def main() -> None:

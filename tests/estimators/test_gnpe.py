@@ -125,13 +125,14 @@ def test_chains_that_have_not_converged_say_so() -> None:
 @pytest.mark.parametrize("rho", [0.1, 0.5, 0.9])
 def test_chains_from_one_state_part(rho: float) -> None:
     """The mean of ten of them has at most a tenth more than the variance of ten independent ones."""
-    found = Convergence(10, (rho,), 10, 1.0, 1.0, 1.0, 0.0)
+    found = Convergence(50, (rho,), 44, 1.0, 1.0, 1.0, 0.0)
     chains = torch.randn(1, 20_000).double().expand(10, -1)
     for _ in range(found.steps_to_part(10)):
         chains = rho * chains + math.sqrt(1 - rho**2) * torch.randn_like(chains)
     assert float(chains.mean(0).var()) * 10 < 1.1 + 4 * math.sqrt(2 / 20_000)
     assert float(chains.var()) == pytest.approx(1.0, abs=0.03)
     assert found.steps_to_part(1) == 1
+    assert Convergence(50, (0.9999,), 10**5, 0.0, 5.0, 1.0, 0.0).steps_to_part(10) == 50  # which have not converged
 
 
 class Turning:
