@@ -11,20 +11,24 @@ import datetime
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from .errors import MissingFileError, UnsupportedError
 from .files import new_folder
 from .variables import Arrays, Variables
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SAMPLE = ("chain", "draw")
 
 
 def draws_dataset(variables: Variables, draws: Mapping[str, np.ndarray]) -> xr.Dataset:
     """One variable per name, each of shape ``(draw, *shape)`` or ``(observation, draw, *shape)``; one chain is added."""
+    import xarray as xr
+
     data = {}
     for variable in variables:
         values = np.asarray(draws[variable.name])
@@ -42,12 +46,16 @@ def columns(variables: Variables, theta: np.ndarray) -> Arrays:
 
 def data_dataset(variables: Variables, x: Mapping[str, np.ndarray]) -> xr.Dataset:
     """One observation without sample dimensions, as ``observed_data`` has it."""
+    import xarray as xr
+
     return xr.Dataset({v.name: (v.axes, np.asarray(x[v.name]).reshape(v.shape), _attributes(v)) for v in variables})
 
 
 def tree(groups: Mapping[str, xr.Dataset], attributes: Mapping[str, Any] | None = None) -> xr.DataTree:
     """Gather datasets into one DataTree that says who made it and when."""
     from importlib.metadata import version
+
+    import xarray as xr
 
     made = {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -74,6 +82,8 @@ def read_tree(path: Path) -> xr.DataTree:
     Raises:
         MissingFileError: Nothing there.
     """
+    import xarray as xr
+
     if not (path / "zarr.json").is_file():
         raise MissingFileError(f"no results at {path}")
     with xr.open_datatree(path, engine="zarr") as lazy:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.stats
+import scipy  # `scipy.stats` takes half a second to import: here when a prior first asks for it
 import torch
 import torch.distributions as D
+from scipy.special import ndtr
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -301,7 +302,7 @@ def _scipy(
 
     def from_z(d: Any, z: Tensor) -> Tensor:
         law, values = frozen(d), z.detach().cpu().numpy()
-        tail = scipy.stats.norm.sf(np.abs(values))
+        tail = ndtr(-np.abs(values))
         return torch.as_tensor(np.where(values < 0, law.ppf(tail), law.isf(tail))).to(z)
 
     return Family(distribution, arguments, to_z, from_z, in_torch=False)
@@ -310,8 +311,6 @@ def _scipy(
 def _n(value: Tensor) -> np.ndarray:
     return value.detach().cpu().numpy()
 
-
-_s = scipy.stats
 
 FAMILIES: dict[str, Family] = {
     "Normal": Family(D.Normal, ("loc", "scale"), lambda d, t: (t - d.loc) / d.scale, lambda d, z: d.loc + d.scale * z),
@@ -327,32 +326,36 @@ FAMILIES: dict[str, Family] = {
     "HalfNormal": Family(D.HalfNormal, ("scale",), _to_half_normal, _from_half_normal),
     "TruncatedNormal": Family(TruncatedNormal, ("loc", "scale", "low", "high"), _to_truncated, _from_truncated),
     "Beta": _scipy(
-        D.Beta, ("concentration1", "concentration0"), lambda d: _s.beta(_n(d.concentration1), _n(d.concentration0))
+        D.Beta,
+        ("concentration1", "concentration0"),
+        lambda d: scipy.stats.beta(_n(d.concentration1), _n(d.concentration0)),
     ),
-    "Cauchy": _scipy(D.Cauchy, ("loc", "scale"), lambda d: _s.cauchy(_n(d.loc), _n(d.scale))),
-    "Chi2": _scipy(D.Chi2, ("df",), lambda d: _s.chi2(_n(d.df))),
+    "Cauchy": _scipy(D.Cauchy, ("loc", "scale"), lambda d: scipy.stats.cauchy(_n(d.loc), _n(d.scale))),
+    "Chi2": _scipy(D.Chi2, ("df",), lambda d: scipy.stats.chi2(_n(d.df))),
     "ContinuousBernoulli": Family(
         D.ContinuousBernoulli, ("probs",), _to_continuous_bernoulli, _from_continuous_bernoulli
     ),
-    "FisherSnedecor": _scipy(D.FisherSnedecor, ("df1", "df2"), lambda d: _s.f(_n(d.df1), _n(d.df2))),
-    "Gamma": _scipy(D.Gamma, ("concentration", "rate"), lambda d: _s.gamma(_n(d.concentration), scale=1 / _n(d.rate))),
+    "FisherSnedecor": _scipy(D.FisherSnedecor, ("df1", "df2"), lambda d: scipy.stats.f(_n(d.df1), _n(d.df2))),
+    "Gamma": _scipy(
+        D.Gamma, ("concentration", "rate"), lambda d: scipy.stats.gamma(_n(d.concentration), scale=1 / _n(d.rate))
+    ),
     "GeneralizedPareto": Family(
         GeneralizedPareto, ("loc", "scale", "concentration"), _to_generalized_pareto, _from_generalized_pareto
     ),
-    "Gumbel": _scipy(D.Gumbel, ("loc", "scale"), lambda d: _s.gumbel_r(_n(d.loc), _n(d.scale))),
-    "HalfCauchy": _scipy(D.HalfCauchy, ("scale",), lambda d: _s.halfcauchy(scale=_n(d.scale))),
+    "Gumbel": _scipy(D.Gumbel, ("loc", "scale"), lambda d: scipy.stats.gumbel_r(_n(d.loc), _n(d.scale))),
+    "HalfCauchy": _scipy(D.HalfCauchy, ("scale",), lambda d: scipy.stats.halfcauchy(scale=_n(d.scale))),
     "InverseGamma": _scipy(
-        D.InverseGamma, ("concentration", "rate"), lambda d: _s.invgamma(_n(d.concentration), scale=_n(d.rate))
+        D.InverseGamma, ("concentration", "rate"), lambda d: scipy.stats.invgamma(_n(d.concentration), scale=_n(d.rate))
     ),
     "Kumaraswamy": Family(Kumaraswamy, ("concentration1", "concentration0"), _to_kumaraswamy, _from_kumaraswamy),
-    "Laplace": _scipy(D.Laplace, ("loc", "scale"), lambda d: _s.laplace(_n(d.loc), _n(d.scale))),
-    "Pareto": _scipy(D.Pareto, ("scale", "alpha"), lambda d: _s.pareto(_n(d.alpha), scale=_n(d.scale))),
+    "Laplace": _scipy(D.Laplace, ("loc", "scale"), lambda d: scipy.stats.laplace(_n(d.loc), _n(d.scale))),
+    "Pareto": _scipy(D.Pareto, ("scale", "alpha"), lambda d: scipy.stats.pareto(_n(d.alpha), scale=_n(d.scale))),
     "RelaxedBernoulli": Family(
         relaxed_bernoulli, ("temperature", "probs"), _to_relaxed_bernoulli, _from_relaxed_bernoulli
     ),
-    "StudentT": _scipy(D.StudentT, ("df", "loc", "scale"), lambda d: _s.t(_n(d.df), _n(d.loc), _n(d.scale))),
+    "StudentT": _scipy(D.StudentT, ("df", "loc", "scale"), lambda d: scipy.stats.t(_n(d.df), _n(d.loc), _n(d.scale))),
     "Weibull": _scipy(
-        D.Weibull, ("scale", "concentration"), lambda d: _s.weibull_min(_n(d.concentration), scale=_n(d.scale))
+        D.Weibull, ("scale", "concentration"), lambda d: scipy.stats.weibull_min(_n(d.concentration), scale=_n(d.scale))
     ),
 }
 

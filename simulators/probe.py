@@ -12,7 +12,7 @@ import logging
 import time
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 
 from ..data.layout import Block

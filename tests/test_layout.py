@@ -44,6 +44,13 @@ def test_the_front_imports_nothing_heavy(code: str) -> None:
     assert not set(HEAVY) & set(loaded)
 
 
+def test_a_task_of_an_array_imports_only_what_it_needs() -> None:
+    """An array starts Python hundreds of times; these would add a second to each."""
+    spy = "import sys, simfer.pipelines.slurm.task\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", spy], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"scipy.stats", "xarray", "pandas", "lightning", "sbi", "matplotlib"} & set(loaded)
+
+
 def test_public_names_exist_and_are_few() -> None:
     assert len(simfer.__all__) <= 12
     for name in simfer.__all__:
