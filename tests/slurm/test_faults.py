@@ -44,6 +44,7 @@ LIMITS: dict[str, Any] = {
     "train": {**CAMPAIGN["train"], "embedding": {"kind": f"{OWN}:Net"}, "epochs": 8},
     "diagnose": {"checks": ["sbc"], "pairs": 1000, "draws": 50},
     "local": {
+        "devices": 2,
         "slurm": {
             "extra": ["--nodelist=n3"],
             "warning": 25,
