@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,35 @@ from ..data.stopping import stop_if_asked
 from ..data.variables import Arrays, Variables
 from ..estimators.base import Posterior, XLike
 
-_PARTS = ("draws", "log_q_theta", "log_q_draws")
+
+@dataclass(frozen=True, slots=True)
+class Fared:
+    """How the Markov chains of some pairs fared, as their posterior told it."""
+
+    says: str
+    trusted: bool
+    numbers: dict[str, Any]
+
+    @staticmethod
+    def of(posterior: Posterior) -> Fared | None:
+        """Those of its last question; None where it has no chains."""
+        told = posterior.diagnostics
+        return None if told is None else Fared(str(told), told.trusted, told.to_json())
+
+    def __str__(self) -> str:
+        return self.says
+
+    def to_json(self) -> dict[str, Any]:
+        return self.numbers
+
+
+class _Portion(NamedTuple):
+    """Pairs that were asked together."""
+
+    draws: Float[np.ndarray, "pair draw parameter"]
+    log_q_theta: Float[np.ndarray, "pair"]
+    log_q_draws: Float[np.ndarray, "pair draw"]
+    fared: Fared | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +64,8 @@ class CalibrationSet:
         draws: Posterior draws of each pair.
         log_q_theta: log q(theta | x) of the truth.
         log_q_draws: log q of the draws.
+        fared: How the Markov chains fared that drew, where there are any: those of the first pairs that are not to be trusted,
+            if some are not. Is not saved.
     """
 
     parameters: Variables
@@ -42,6 +74,7 @@ class CalibrationSet:
     draws: Float[np.ndarray, "pair draw parameter"]
     log_q_theta: Float[np.ndarray, "pair"]
     log_q_draws: Float[np.ndarray, "pair draw"]
+    fared: Fared | None = None
 
     def __post_init__(self) -> None:
         pairs, draws, parameters = self.draws.shape
@@ -90,17 +123,24 @@ class CalibrationSet:
         rows = posterior.observables.rows(x, finite=not posterior.imputes)
         with warnings.catch_warnings():  # held-out simulations exceed those trained on now and then
             warnings.simplefilter("ignore", OutsideTrainingWarning)
-            found = []
+            found: list[_Portion] = []
             for part, own in _portions(len(theta), posterior.at_once, seed):
                 asked = {name: values[part] for name, values in rows.items()}
                 file = parts / f"{part.start or 0}.npz" if parts else None
                 found.append(_known(file) or _asked(posterior, theta[part], asked, draws, own))
                 if file:
                     _keep(file, found[-1])
-                progress(len(found[-1][0]))
-        sampled, log_q_theta, log_q_draws = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        x_of_pairs = _flat(rows, posterior.observables)
-        return cls(posterior.parameters, theta, x_of_pairs, sampled, log_q_theta, log_q_draws)
+                progress(len(found[-1].draws))
+        sampled, log_q_theta, log_q_draws, fared = zip(*found, strict=True)
+        return cls(
+            posterior.parameters,
+            theta,
+            _flat(rows, posterior.observables),
+            np.concatenate(sampled),
+            np.concatenate(log_q_theta),
+            np.concatenate(log_q_draws),
+            min(fared, key=lambda one: one is None or one.trusted),
+        )
 
     def save(self, path: Path) -> None:
         """Write as a DataTree in Zarr: ``posterior``, ``sample_stats``, ``truth`` and ``observed_data``."""
@@ -142,27 +182,28 @@ def _portions(pairs: int, at_once: int | None, seed: int) -> list[tuple[slice, i
     return [(slice(start, start + at_once), int(own)) for start, own in zip(starts, seeds, strict=True)]
 
 
-def _asked(
-    posterior: Posterior, theta: np.ndarray, x: Arrays, draws: int, seed: int
-) -> tuple[Float[np.ndarray, "pair draw parameter"], Float[np.ndarray, "pair"], Float[np.ndarray, "pair draw"]]:
-    """Draws of some pairs, and log q of the truths and of the draws."""
+def _asked(posterior: Posterior, theta: np.ndarray, x: Arrays, draws: int, seed: int) -> _Portion:
     sampled, log_q_draws = posterior.sample_with_log_prob((draws,), x, seed=seed)
+    fared = Fared.of(posterior)
     log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], x)[0]
-    return sampled.cpu().numpy().swapaxes(0, 1), log_q_theta.cpu().numpy(), log_q_draws.cpu().numpy().T
+    return _Portion(sampled.cpu().numpy().swapaxes(0, 1), log_q_theta.cpu().numpy(), log_q_draws.cpu().numpy().T, fared)
 
 
-def _known(file: Path | None) -> tuple[np.ndarray, ...] | None:
+def _known(file: Path | None) -> _Portion | None:
     """A portion that was drawn before."""
     if file is None or not file.is_file():
         return None
     with np.load(file) as arrays:
-        return tuple(arrays[name] for name in _PARTS)
+        fared = json.loads(str(arrays["fared"]))
+        found = {name: arrays[name] for name in ("draws", "log_q_theta", "log_q_draws")}
+    return _Portion(**found, fared=Fared(**fared) if fared else None)
 
 
-def _keep(file: Path, found: tuple[np.ndarray, ...]) -> None:
+def _keep(file: Path, found: _Portion) -> None:
     """Keep a portion, and stop here if this process is asked to."""
     if not file.is_file():
-        write_arrays(file, dict(zip(_PARTS, found, strict=True)))
+        fared = json.dumps(asdict(found.fared) if found.fared else None)
+        write_arrays(file, {**found._asdict(), "fared": np.array(fared)})
     stop_if_asked()
 
 

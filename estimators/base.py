@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -107,6 +107,15 @@ class Estimator(nn.Module, ABC):
         return AsSBI(self)
 
 
+class ChainReport(Protocol):
+    """How Markov chains fared, in words as its text."""
+
+    @property
+    def trusted(self) -> bool: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
 class Posterior(ABC):
     """p(theta | x), with the argument order and shapes of sbi.
 
@@ -124,6 +133,7 @@ class Posterior(ABC):
     normalised: bool = True  # whether `log_prob` integrates to one over theta
     differentiable: bool = True  # whether `log_prob` has a gradient, in theta and in x, and is smooth
     assumed: AssumedSymmetry | None = None  # that it was trained with
+    diagnostics: ChainReport | None = None  # of the Markov chains of the last question, where it has any
     _default_x: dict[str, Tensor] | None = None
     _told: str = ""
 

@@ -123,6 +123,7 @@ class MCMCPosterior(Posterior):
         diagnostics: Of the last draws; None before.
     """
 
+    at_once = 250  # enough to keep a network busy
     normalised = False
 
     def __init__(

@@ -300,8 +300,9 @@ class SamplerSettings(Settings):
         thin: Sweeps from one draw to the next of the same chain.
         candidates: Draws of the prior, or of the posterior that chains start from, among which starting points are
             chosen by their potential.
-        seconds: Time budget; draws that are missing when it is spent are repetitions, and the diagnostics say so. None
-            for no limit: a budget makes draws depend on the machine. sbi's sampler knows none.
+        seconds: Time budget of a question, or of 250 pairs of the checks; draws that are missing when it is spent are
+            repetitions, and the diagnostics say so. None for no limit: a budget makes draws depend on the machine. sbi's
+            sampler knows none.
     """
 
     method: Literal["slice", "slice_np_vectorized"] = "slice"

@@ -30,7 +30,7 @@ from .staging import staged
 if TYPE_CHECKING:
     from ..diagnostics.attacks import AttackSet
     from ..diagnostics.calibration import CalibrationSet
-    from ..estimators.base import Posterior
+    from ..estimators.base import ChainReport, Posterior
     from ..estimators.model import Model
 
 Numbers = dict[str, Any]
@@ -244,15 +244,7 @@ def _posterior(job: Job, folder: RunFolder) -> Posterior:
     return posterior.with_sampler(sampler) if sampler and isinstance(posterior, MCMCPosterior) else posterior
 
 
-def _fared(posterior: Posterior) -> Any:
-    """How its last Markov chains fared; None if it has none."""
-    from ..estimators.mcmc import MCMCPosterior
-    from ..estimators.symmetry.posterior import GNPEPosterior
-
-    return posterior.diagnostics if isinstance(posterior, MCMCPosterior | GNPEPosterior) else None
-
-
-def _sampled(stage: str, fared: Any, reporter: Reporter) -> Numbers:
+def _sampled(stage: str, fared: ChainReport | None, reporter: Reporter) -> Numbers:
     if fared is None:
         return {}
     reporter.say(f"{stage}: {fared}")
@@ -272,7 +264,8 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
         store = SimulationStore.open(simulations)  # the last rows: of rounds those of the last one
         theta, x = valid_rows(store, held_out(store, config.pairs), impute=impute)
     posterior = _posterior(job, folder)
-    calibration, sampled = _calibration(job, posterior, theta, x, folder / _PARTS, reporter)
+    calibration = _calibration(job, posterior, theta, x, folder / _PARTS, reporter)
+    sampled = _sampled("diagnose", calibration.fared, reporter)
     calibration.save(folder / "calibration.zarr")
     attacked = _attacked(job, posterior, theta, x, folder, reporter)
     remove(folder / _PARTS)
@@ -284,26 +277,12 @@ def _diagnose(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
 
 def _calibration(
     job: Job, posterior: Posterior, theta: np.ndarray, x: Arrays, parts: Path, reporter: Reporter
-) -> tuple[CalibrationSet, Numbers]:
-    """The calibration set, and how the Markov chains fared that drew it: the first portion not to be trusted, if one."""
+) -> CalibrationSet:
     from ..diagnostics.calibration import CalibrationSet
-    from ..estimators.mcmc import MCMCPosterior
-    from ..estimators.symmetry.posterior import GNPEPosterior
 
-    fared: list[Any] = []
+    draws, seed = job.config.diagnose.draws, job.config.seed
     with reporter.bar("diagnose", len(theta), "pairs") as meter:
-
-        def drawn(pairs: int) -> None:
-            meter(pairs)
-            fared.append(_fared(posterior))
-
-        draws, seed = job.config.diagnose.draws, job.config.seed
-        kept = (
-            None if isinstance(posterior, MCMCPosterior | GNPEPosterior) else parts
-        )  # of chains, how they fared would be lost
-        calibration = CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, parts=kept, progress=drawn)
-    worst = min(fared, key=lambda one: one is None or one.trusted)
-    return calibration, _sampled("diagnose", worst, reporter)
+        return CalibrationSet.draw(posterior, theta, x, draws=draws, seed=seed, parts=parts, progress=meter)
 
 
 def _attacked(
@@ -369,7 +348,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     numbers: Numbers = {
         "posterior": summarise(theta, parameters.names),
         "outside_training": outside,
-        **_sampled("infer", _fared(posterior), reporter),
+        **_sampled("infer", posterior.diagnostics, reporter),
     }
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))

@@ -21,6 +21,7 @@ from simfer.data.errors import ConfigError
 from simfer.data.stopping import ask_to_stop, go_on, stop_asked
 from simfer.data.store import SimulationStore
 from simfer.diagnostics.calibration import CalibrationSet
+from simfer.estimators.base import Posterior
 from simfer.estimators.module import TrainingModule
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.pipelines.api import Run
@@ -135,9 +136,27 @@ def test_a_training_stops_after_its_step_and_ends_with_the_same_losses(
     assert first[:1] == ([] if at == 30 else [at])
 
 
-def test_checks_go_on_where_their_draws_were_interrupted(finished: Run, tmp_path: Path) -> None:
-    posterior = finished.posterior
-    theta = finished._job.prior.sample(600, np.random.default_rng(1))
+def chains(finished: Run) -> Posterior:
+    """Of a likelihood that is hardly trained: chains, whichever they are, go on."""
+    theta = finished._job.prior.sample(400, np.random.default_rng(3))
+    x = finished._job.simulator.simulate(theta, np.random.default_rng(4))
+    flow = FlowSettings(kind="maf", transforms=1, hidden=(8,))
+    return simfer.train(
+        theta,
+        x,
+        finished._job.prior,
+        estimator=EstimatorSettings(method="nle", flow=flow),
+        training=TrainingSettings(epochs=2, batch_size=50),
+    ).posterior
+
+
+@pytest.mark.parametrize("of", [lambda finished: finished.posterior, chains], ids=["npe", "nle"])
+def test_checks_go_on_where_their_draws_were_interrupted(
+    of: Callable[[Run], Posterior], finished: Run, tmp_path: Path
+) -> None:
+    posterior = of(finished)
+    posterior.at_once = 25
+    theta = finished._job.prior.sample(60, np.random.default_rng(1))
     x = finished._job.simulator.simulate(theta, np.random.default_rng(2))
     whole = CalibrationSet.draw(posterior, theta, x, draws=30, seed=3)
     asked = posterior.sample_with_log_prob
@@ -145,11 +164,15 @@ def test_checks_go_on_where_their_draws_were_interrupted(finished: Run, tmp_path
     with pytest.raises(KeyboardInterrupt):
         CalibrationSet.draw(posterior, theta, x, draws=30, seed=3, parts=tmp_path)
     go_on()
+    posterior.diagnostics = None
     posterior.sample_with_log_prob = counted(asked, 2)  # type: ignore[method-assign]
     again = CalibrationSet.draw(posterior, theta, x, draws=30, seed=3, parts=tmp_path)
     assert not stop_asked()  # of three passes one was left
     for name in ("theta", "draws", "log_q_theta", "log_q_draws"):
         assert np.array_equal(getattr(again, name), getattr(whole, name)), name
+    assert (again.fared is None) == (whole.fared is None) == (of is not chains)
+    if again.fared and whole.fared:
+        assert again.fared.numbers | {"seconds": 0} == whole.fared.numbers | {"seconds": 0}
 
 
 def test_a_warning_is_noted_and_time_that_is_up_interrupts() -> None:

@@ -51,7 +51,7 @@ LIMITS: dict[str, Any] = {
             "train": {"time": 1},
             "diagnose": {"time": 1},
             "simulate": {"array": 1},
-        }
+        },
     },
 }
 
