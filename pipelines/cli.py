@@ -335,11 +335,12 @@ def _operating_system(error: OSError) -> str:
 
     if isinstance(error, SimferError):
         return str(error)
-    remedy = (
-        "free some space and run the same command again"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else "mend that and run the same command again"
-    )
+    remedies = {
+        errno.ENOSPC: "free some space (`df -h` tells how much there is) and run the same command again",
+        errno.EDQUOT: "your quota there is spent (`quota -s`, or `lfs quota -h` on Lustre, tells how much it is): free some space "
+        "and run the same command again",
+    }
+    remedy = remedies.get(error.errno or 0, "mend that and run the same command again")
     where = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror or error}{where}: {remedy}; what is done is kept"
 

@@ -7,7 +7,9 @@ task needs, is measured alone. Needs root, and Debian's slurm-wlm and munge.
 With ``--scale`` instead, what a campaign of 10⁸ rows of 10 kB by 1,000 tasks would do to files, metadata and disks, from the costs of
 a shard, a row and a look at the store that are measured on 2,000 shards here.
 
-    python tests/benchmarks/slurm.py [--tasks 200] [--scale]
+With ``--recipe NAME`` a shipped recipe as it is, by the command line: submitted, and run here, with what both made compared.
+
+    python tests/benchmarks/slurm.py [--tasks 200] [--scale] [--recipe influenza_1978]
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch.distributions import Uniform
 import simfer
 from simfer.data.layout import Layout
 from simfer.data.store import SimulationStore
+from simfer.pipelines.api import Run
 from simfer.pipelines.slurm.ledger import Ledger
 from simfer.pipelines.slurm.scheduler import Scheduler
 from simfer.pipelines.slurm.status import status_of
@@ -42,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--recipe")
     arguments = parser.parse_args()
     if arguments.scale:
         scale()
@@ -56,7 +60,10 @@ def main() -> None:
         os.environ |= {"SLURM_CONF": str(cluster.conf), "OMP_NUM_THREADS": "1"}
         try:
             cluster.start()
-            measure(cluster, tasks, Path(name))
+            if arguments.recipe:
+                compare(cluster, arguments.recipe, Path(name))
+            else:
+                measure(cluster, tasks, Path(name))
         finally:
             cluster.stop()
 
@@ -71,6 +78,30 @@ def measure(cluster: Any, tasks: int, folder: Path) -> None:
         print(f"{f'{tasks} shards':44} {array:6} {seconds:8.1f} {seconds / array:7.2f}", flush=True)
     print(f"Python and the imports of a task, alone: {alone:.1f} s")
     _watch(folder / f"run{tasks}")
+
+
+def compare(cluster: Any, recipe: str, folder: Path) -> None:
+    """A recipe by batch jobs and by one process, each for as long as it takes."""
+    seconds = {}
+    for command in ("submit", "run"):
+        started = time.monotonic()
+        simfer_ = [sys.executable, "-m", "simfer.pipelines.cli"]
+        subprocess.run(
+            [*simfer_, command, recipe, "--workdir", str(folder / command)], check=True, stdout=subprocess.DEVNULL
+        )
+        if command == "submit":
+            cluster.finish(folder / command, 3600.0)
+        seconds[command] = time.monotonic() - started
+    ours, theirs = (simfer.load(folder / command) for command in ("submit", "run"))
+    assert isinstance(ours, Run)
+    assert isinstance(theirs, Run)
+    print(f"{recipe}: {ours.simulations.rows:,} rows, {len(ours.model.facts['loss']['train'])} epochs")
+    print(f"  batch jobs {seconds['submit']:.0f} s, one process after another {seconds['run']:.0f} s")
+    print(f"  the same bytes in the store: {ours.simulations.digest() == theirs.simulations.digest()}")
+    print(f"  the same losses: {ours.model.facts['loss'] == theirs.model.facts['loss']}")
+    print(f"  the same checks: {ours.summary['checks'] == theirs.summary['checks']}")
+    print(f"  the same draws: {bool((ours.draws == theirs.draws).all())}")
+    print(f"  stages: {status_of(folder / 'submit').stages}; report: {(folder / 'submit' / 'report.html').is_file()}")
 
 
 class Noise:

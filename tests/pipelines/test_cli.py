@@ -109,18 +109,24 @@ def test_a_bad_simulator_is_one_message_and_exit_2(simfer_cli: Any, tmp_path: Pa
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "says", "remedy"),
+    [
+        (errno.ENOSPC, "No space left on device", "free some space (`df -h`"),
+        (errno.EDQUOT, "Disk quota exceeded", "your quota there is spent (`quota -s`"),
+    ],
+)
 def test_a_full_disk_is_said_and_the_rest_is_kept(
-    simfer_cli: Any, tiny_yaml: str, monkeypatch: pytest.MonkeyPatch
+    simfer_cli: Any, tiny_yaml: str, monkeypatch: pytest.MonkeyPatch, number: int, says: str, remedy: str
 ) -> None:
     def full(*arguments: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/tiny/simulations.zarr")
+        raise OSError(number, says, "runs/tiny/simulations.zarr")
 
     monkeypatch.setattr(engine, "write_json", full)
     code, _, err = simfer_cli("run", tiny_yaml)
     assert code == 2
-    assert err.startswith(
-        "simfer: No space left on device (runs/tiny/simulations.zarr): free some space and run the same"
-    )
+    assert err.startswith(f"simfer: {says} (runs/tiny/simulations.zarr): {remedy}")
+    assert err.endswith("what is done is kept\n")
 
 
 def test_a_bug_is_not_hidden(simfer_cli: Any, tiny_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
