@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import textwrap
 import time
 from collections.abc import Callable
@@ -94,6 +95,19 @@ def show_plan(job: Job, folder: RunFolder) -> None:
         busy = step.action not in ("skip", "restore")
         rows.append((name, step.action, _why(step), sizes.get(name, ""), seconds.get(name, "") if busy else ""))
     _table(f"Plan for {folder.path}", ("stage", "action", "why", "size", "time, about"), rows)
+    _warn_of_a_full_disk(job, folder.path.absolute())
+
+
+def _warn_of_a_full_disk(job: Job, path: Path) -> None:
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    needed, free = job.config.simulate.rows * job.config.train.rounds * _row_bytes(job), shutil.disk_usage(there).free
+    if needed > free:
+        console.print(
+            f"{_bytes(free)} are free at {there}, fewer than the simulations have before compression: keep runs on another disk "
+            "(`--workdir`)",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def show_jobs_to_be(job: Job, folder: RunFolder) -> None:
@@ -266,16 +280,19 @@ def _why(step: Step) -> str:
 
 def _sizes(job: Job) -> dict[str, str]:
     config = job.config
-    row = 8 * job.prior.dim + sum(v.size * np.dtype(v.dtype).itemsize for v in job.simulator.observables)
     draws, rounds = config.pairs * config.diagnose.draws, config.train.rounds
     epochs = budget(config.train, config.rows_train).epochs
     more = f"; {rounds - 1} rounds more, {config.simulate.rows * rounds:,} rows in all" if rounds > 1 else ""
     return {
-        "simulate": f"{config.simulate.rows:,} rows, {_bytes(config.simulate.rows * row)} before compression",
+        "simulate": f"{config.simulate.rows:,} rows, {_bytes(config.simulate.rows * _row_bytes(job))} before compression",
         "train": f"{config.simulate.rows - config.pairs:,} rows, at most {epochs} epochs{more}",
         "diagnose": f"{draws:,} draws, {_bytes(draws * 8 * (job.prior.dim + 1))}",
         "infer": f"{config.infer.draws:,} draws",
     }
+
+
+def _row_bytes(job: Job) -> int:
+    return 8 * job.prior.dim + sum(v.size * np.dtype(v.dtype).itemsize for v in job.simulator.observables)
 
 
 def _guesses(job: Job) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,3 +96,12 @@ def test_base_random_numbers_are_used(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_few_rows_are_simulated_where_each_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown" not in planned(PerRow(), tmp_path, capsys)
     assert 0 < PerRow.rows <= 5
+
+
+def test_a_disk_that_cannot_hold_the_simulations_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "are free at" not in planned(TwoMoons(), tmp_path, capsys)
+    monkeypatch.setattr("simfer.pipelines.tables.console", Console(width=400))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert f"are free at {tmp_path}, fewer" in planned(TwoMoons(), tmp_path, capsys)
