@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from jaxtyping import Float
 
 from ..data.errors import ShapeError
@@ -144,6 +143,8 @@ class CalibrationSet:
 
     def save(self, path: Path) -> None:
         """Write as a DataTree in Zarr: ``posterior``, ``sample_stats``, ``truth`` and ``observed_data``."""
+        import xarray as xr
+
         lp = xr.Dataset({"lp": (("observation", *SAMPLE), self.log_q_draws[:, None])})
         truth = xr.Dataset(
             {name: ("observation", values) for name, values in columns(self.parameters, self.theta).items()}

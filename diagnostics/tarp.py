@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from ..data.errors import ShapeError
 from .base import CheckResult, says_p, verdict

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 from jaxtyping import Float, Int
 from scipy.special import logsumexp

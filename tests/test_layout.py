@@ -46,7 +46,13 @@ def test_the_front_imports_nothing_heavy(code: str) -> None:
 
 def test_a_task_of_an_array_imports_only_what_it_needs() -> None:
     """An array starts Python hundreds of times; these would add a second to each."""
-    spy = "import sys, simfer.pipelines.slurm.task\nprint(*sys.modules)"
+    spy = """
+import sys, simfer.pipelines.slurm.task
+from simfer.pipelines.job import make_job
+from simfer.pipelines.yaml_file import read_source
+make_job(read_source({"simulator": "two_moons", "observation": "origin"}))
+print(*sys.modules)
+"""
     loaded = subprocess.run([sys.executable, "-c", spy], capture_output=True, text=True, check=True).stdout.split()
     assert not {"scipy.stats", "xarray", "pandas", "lightning", "sbi", "matplotlib"} & set(loaded)
 

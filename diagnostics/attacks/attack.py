@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -111,6 +110,8 @@ class AttackSet:
 
     def save(self, path: Path) -> None:
         """Write as a DataTree in Zarr."""
+        import xarray as xr
+
         sized = ("size", "observation")
         arrays: dict[str, Any] = {
             "eps": ("size", self.eps),

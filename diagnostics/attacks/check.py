@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from ...data.errors import ConfigError, MissingFileError, UnknownNameError, did_you_mean
 from ...data.variables import Variables

@@ -14,7 +14,7 @@ log p(B | g theta).
 from __future__ import annotations
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import scipy.stats
+import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor
