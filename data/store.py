@@ -64,6 +64,7 @@ class SimulationStore:
         self.attributes = attributes
         self.layout = Layout.from_json(attributes["layout"])
         self.schema = Schema.from_json(attributes)
+        self._axes = {name: 1 + len(variable.shape) for name, variable, _ in self.schema.arrays()}
 
     @classmethod
     def create(cls, path: str | Path, layout: Layout, schema: Schema, attributes: dict[str, Any]) -> SimulationStore:
@@ -290,7 +291,7 @@ class SimulationStore:
         return ("reason",) if "reason" in self._group else ()
 
     def _row_arrays(self) -> tuple[str, ...]:
-        return tuple(name for name, _, _ in self.schema.arrays())
+        return tuple(self._axes)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
@@ -298,7 +299,7 @@ class SimulationStore:
         return array
 
     def _file(self, name: str, shard: int) -> Path:
-        return self.path / name / "c" / "/".join([str(shard)] + ["0"] * (self._array(name).ndim - 1))
+        return self.path / name / "c" / "/".join([str(shard)] + ["0"] * (self._axes.get(name, 1) - 1))
 
     def _missing(self, shard: int) -> list[str]:
         """Arrays of which ``shard`` has no file."""
