@@ -76,7 +76,7 @@ def bad(store: SimulationStore) -> np.ndarray:
         (Crashes(), Protection(isolate=True), FAILED, "the simulator's process was killed by SIGSEGV"),
         (Killed(), Protection(isolate=True), FAILED, "the simulator's process was killed by SIGKILL (out of memory?)"),
         (Exits(), Protection(isolate=True), FAILED, "the simulator's process ended with exit code 7"),
-        (Hangs(), Protection(seconds=0.1), TIMEOUT, "no result within 0.1 s"),
+        (Hangs(), Protection(seconds=0.5), TIMEOUT, "no result within 0.5 s"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, TwoMoons) else None,
 )
