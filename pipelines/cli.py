@@ -163,6 +163,17 @@ def slurm_task(
         _fail("interrupted: what is done is saved; the job goes on when it is requeued", INTERRUPTED)
 
 
+@app.command("slurm-map", hidden=True)
+def slurm_map() -> None:
+    """Do what a task of an array owns; `executor: slurm` calls this, in the folder of the array."""
+    from .executors.slurm import work
+
+    try:
+        work(Path())
+    except KeyboardInterrupt:
+        _fail("interrupted: what is done is saved; the job goes on when it is requeued", INTERRUPTED)
+
+
 @app.command()
 def status(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="A run folder or a store.")],

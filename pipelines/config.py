@@ -289,7 +289,8 @@ class LocalConfig(Settings):
     """What cannot change results: where and how fast things run. Not part of any fingerprint.
 
     Attributes:
-        executor: ``inline`` simulates in this process, ``processes`` in several, ``dask`` on the workers of a Dask cluster.
+        executor: ``inline`` simulates in this process, ``processes`` in several, ``dask`` on the workers of a Dask cluster,
+            ``slurm`` by an array of jobs that this process waits for (`simfer submit` makes jobs of the whole run).
         workers: How many processes; of a cluster that has an ``address``, those that it has.
         address: Of a running Dask scheduler, such as ``tcp://10.0.0.1:8786``; ``dask`` without one starts a cluster on this
             machine.
@@ -303,14 +304,14 @@ class LocalConfig(Settings):
         compile: ``torch.compile``, ``never``, ``always``, or with ``auto`` where it takes less time than it saves; what that
             decides depends on the clock, so that two runs, or a resumed one, may differ by rounding.
         loggers: Where losses go besides CSV and TensorBoard: ``wandb``, ``mlflow``.
-        slurm: What `simfer submit` asks of a Slurm cluster; see docs/slurm.md.
+        slurm: What `simfer submit`, and `executor: slurm`, ask of a Slurm cluster; see docs/slurm.md.
         stage_to: Folder on the disk of the node, such as ``$TMPDIR``, to which the simulations are copied before training and
             checks read them.
         memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """
 
-    executor: Literal["inline", "processes", "dask"] = "inline"
+    executor: Literal["inline", "processes", "dask", "slurm"] = "inline"
     workers: PositiveInt = 2
     address: str | None = None
     accelerator: str = "auto"

@@ -40,7 +40,7 @@ def fill(
         seed=config.seed,
         prior=job.prior,
         context=job.context,
-        executor=make_executor(config.local),
+        executor=make_executor(config.local, path.parent),
         on_invalid=config.simulate.on_invalid,
         protection=job.protection,
         block=block,

@@ -306,7 +306,9 @@ def _guesses(job: Job) -> dict[str, str]:
         row, draw, x = _timed(job, 3 if getattr(job.simulator, "per_row", False) else 100)
     except Exception as error:  # the simulator's own; `run` will tell it in full
         return {"simulate": f"unknown: {textwrap.shorten(str(error), 200) or type(error).__name__}"}
-    workers = 1 if config.local.executor == "inline" else config.local.workers
+    array = config.local.slurm.simulate
+    at_once = {"inline": 1, "slurm": array.parallel or array.array or 1}
+    workers = at_once.get(config.local.executor, config.local.workers)
     training, simulating = _training_guess(job, draw.theta, x | draw.context), row * config.simulate.rows / workers
     training += (config.train.rounds - 1) * (simulating + (1 + config.train.rounds) / 2 * training)  # rows add up
     return {"simulate": _duration(simulating), "train": "at most " + _duration(training)}

@@ -71,7 +71,7 @@ def retry_failed(job: Job, folder: RunFolder, reporter: Reporter) -> None:
                 store.path,
                 prior=job.prior,
                 context=job.context,
-                executor=make_executor(job.config.local),
+                executor=make_executor(job.config.local, store.path.parent),
                 protection=job.protection,
                 reference=job.reference,
                 progress=meter,

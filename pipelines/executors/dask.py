@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import platform
 import signal
 import threading
 import time
@@ -17,15 +16,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from ...data.errors import ConfigError, ExecutorError, SimulatorError
+from ...data.errors import ConfigError, ExecutorError
+from .sending import PACKAGES, loaded, pickled, public, require_same_versions, versions
 
 logger = logging.getLogger("simfer.run")
 
-_PACKAGES = ("simfer", "numpy", "torch")  # what the bytes of a campaign depend on
 _SECONDS = 10.0  # for a scheduler to answer
 _PAUSE = 0.05
 
@@ -57,9 +55,9 @@ class Dask:
         todo = list(items)
         if not todo:
             return
-        call: _Call[Item, Result] = _Call(_pickled(task), uuid.uuid4().hex, _versions())
+        call: _Call[Item, Result] = _Call(pickled(task, "Dask workers"), uuid.uuid4().hex, versions())
         with self._client() as client:
-            found = client.get_versions(packages=list(_PACKAGES))["workers"]
+            found = client.get_versions(packages=list(PACKAGES))["workers"]
             if not found:
                 logger.warning("the scheduler %s has no workers yet: waiting for them", client.scheduler.address)
             _require_same(found, call.versions)
@@ -170,7 +168,7 @@ class _Call(Generic[Item, Result]):
         with _RUNNING.of(self.token):
             _require_fit(self.versions)
             multiprocessing.current_process().daemon = False  # rows that may crash are simulated in children
-            task: Callable[[Item], Result] = _loaded(self.task)
+            task: Callable[[Item], Result] = loaded(self.task)
             return task(item)
 
 
@@ -206,62 +204,20 @@ def _end(token: str) -> bool:
     return _RUNNING.end(token)
 
 
-def _pickled(task: object) -> bytes:
-    import cloudpickle
-
-    try:
-        return bytes(cloudpickle.dumps(task))
-    except Exception as error:
-        raise SimulatorError(
-            f"the simulator cannot be sent to Dask workers ({error}): "
-            "name it in the configuration, `simulator: file.py:Class`, or use `local: {executor: inline}`"
-        ) from error
-
-
-def _loaded(task: bytes) -> Any:
-    import cloudpickle
-
-    try:
-        return cloudpickle.loads(task)
-    except Exception as error:
-        raise ExecutorError(
-            f"the worker on {platform.node()} cannot load the simulator ({type(error).__name__}: {error}): "
-            "install it there, or name it in the configuration, `simulator: file.py:Class`"
-        ) from error
-
-
-def _versions() -> dict[str, str]:
-    found = {name: _public(version(name)) for name in _PACKAGES}
-    return {"python": ".".join(platform.python_version_tuple()[:2]), **found}
-
-
-def _public(text: str) -> str:
-    """Without what tells builds of one version apart, such as that for CPUs."""
-    return text.partition("+")[0]
-
-
 def _require_same(found: dict[str, Any], ours: dict[str, str]) -> None:
     """Compare the versions of the workers that are there; those that come later compare their own."""
     for address, said in found.items():
         host, packages = dict(said["host"]), dict(said["packages"])
         theirs = {"python": ".".join(str(host["python"]).split(".")[:2])}
-        theirs |= {name: _public(str(packages.get(name))) for name in _PACKAGES}
-        _compare(theirs, ours, f"the worker {address}")
+        theirs |= {name: public(str(packages.get(name))) for name in PACKAGES}
+        require_same_versions(theirs, ours, f"the worker {address}")
 
 
-def _compare(theirs: dict[str, str], ours: dict[str, str], who: str) -> None:
-    differing = [f"{name} {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]
-    if differing:
-        raise ExecutorError(
-            f"{who} has {'; '.join(differing)}: the rows of a campaign must come from the same versions; install them there"
-        )
-
-
-def _require_fit(versions: dict[str, str]) -> None:
+def _require_fit(ours: dict[str, str]) -> None:
     from distributed import get_worker
 
     worker = get_worker()
-    _compare(_versions(), versions, f"the worker {worker.address}")
+    require_same_versions(versions(), ours, f"the worker {worker.address}")
     if worker.state.nthreads != 1:
         raise ExecutorError(
             f"the worker {worker.address} has {worker.state.nthreads} threads and must have one: start "

@@ -26,6 +26,8 @@ ACTIVE = (
     "STAGE_OUT",
 )
 
+LARGEST_ARRAY = 1000  # tasks where the cluster does not say
+
 _FORMAT = "%F|%K|%T|%N|%r|%M"
 _SECONDS = 60
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
@@ -115,15 +117,15 @@ class Scheduler:
             if re.fullmatch(r"\d+(_\d+)?", name)
         }
 
-    def cancel(self, jobs: Sequence[str]) -> None:
-        """Cancel jobs; those that are gone do not matter.
+    def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None:
+        """Cancel jobs, or those of their tasks alone that wait; those that are gone do not matter.
 
         Raises:
             SchedulerError: The controller refuses.
         """
         if not jobs:
             return
-        done = self._run(["scancel", *jobs])
+        done = self._run(["scancel", *(["--state=PENDING"] if waiting else []), *jobs])
         if done.returncode != 0 and "Invalid job id" not in done.stderr:
             raise SchedulerError(f"scancel: {_said(done)}")
 

@@ -69,7 +69,7 @@ class Array:
     shards: str
 
 
-def script(run: str, stage: str, local: LocalConfig, array: Array | None = None) -> str:
+def script(run: str, stage: str, local: LocalConfig, array: Array | None = None, does: str | None = None) -> str:
     """The text of a stage's file.
 
     Args:
@@ -77,6 +77,7 @@ def script(run: str, stage: str, local: LocalConfig, array: Array | None = None)
         stage: Its name.
         local: With ``slurm``, what is asked of it, and the devices that train together.
         array: Of simulations, if they are to be simulated by an array.
+        does: The command of simfer's that does it; the stage's own when None.
     """
     slurm = local.slurm
     job = slurm.of(stage)
@@ -91,7 +92,7 @@ def script(run: str, stage: str, local: LocalConfig, array: Array | None = None)
         grace=max(slurm.warning - 30, slurm.warning // 2),
         warning=slurm.warning,
         restarts=slurm.restarts,
-        command=_command(stage, slurm, tasks, array),
+        command=_command(does or _does(stage, array), slurm, tasks),
     )
 
 
@@ -163,7 +164,11 @@ def _resources(job: StageJob, tasks: Tasks) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 
-def _command(stage: str, slurm: SlurmConfig, tasks: Tasks, array: Array | None) -> str:
+def _does(stage: str, array: Array | None) -> str:
+    return f"slurm-task {stage}" + (f" --shards {array.shards}" if array else "")
+
+
+def _command(does: str, slurm: SlurmConfig, tasks: Tasks) -> str:
     simfer = slurm.command or shlex.join([sys.executable, "-m", "simfer.pipelines.cli"])
     launch = "srun --kill-on-bad-exit=1 " if tasks.several else ""
-    return f"{launch}{simfer} slurm-task {stage}" + (f" --shards {array.shards}" if array else "")
+    return f"{launch}{simfer} {does}"

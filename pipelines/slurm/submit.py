@@ -29,10 +29,8 @@ from ..stages import STAGES
 from ..yaml_file import read_source
 from .checks import problems_of
 from .ledger import Ledger, dealt, shards_of
-from .scheduler import QueueEntry, Scheduler, TaskKey
+from .scheduler import LARGEST_ARRAY, QueueEntry, Scheduler, TaskKey
 from .script import FOLDER, LOGS, Array, file_of, script
-
-_LARGEST = 1000  # tasks of an array where the cluster does not say
 
 Queue = Mapping[TaskKey, QueueEntry]
 
@@ -154,7 +152,7 @@ def _give_up_bad(store: SimulationStore, owned: set[int]) -> None:
 def _array(job: Job, ledger: Ledger, missing: Sequence[int], scheduler: Scheduler | None) -> Array | None:
     if not missing:
         return None
-    largest = (scheduler.largest_array() if scheduler else None) or _LARGEST
+    largest = (scheduler.largest_array() if scheduler else None) or LARGEST_ARRAY
     tasks = min(len(missing), job.config.local.slurm.simulate.array or largest, largest)
     return Array(tasks, ledger.new_shards(dealt(missing, tasks)))
 

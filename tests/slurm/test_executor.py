@@ -1,0 +1,91 @@
+"""An array of Slurm jobs as an executor: the contract of all, and what becomes of jobs that others end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from executor_contract import Noted, WithWorkers, explodes  # type: ignore[import-not-found]  # of tests/helpers
+
+import simfer
+from simfer.data.errors import ExecutorError
+from simfer.pipelines.executors import Slurm
+from simfer.pipelines.slurm.settings import SlurmConfig
+from simfer.simulators.campaign import Executor
+
+pytestmark = pytest.mark.slow
+
+
+def array(folder: Path, **simulate: Any) -> Slurm:
+    """Of two tasks, looked after often."""
+    settings = SlurmConfig.model_validate({"simulate": {"array": 2, **simulate}, "warning": 20})
+    return Slurm(settings, folder, interval=2.0)
+
+
+@pytest.fixture
+def executor(cluster: Any, tmp_path: Path) -> Executor:
+    return array(tmp_path / "jobs")
+
+
+class TestSlurm(WithWorkers):
+    """The contract."""
+
+    @pytest.fixture(autouse=True)
+    def _cleared_away(self, cluster: Any, tmp_path: Path) -> Any:
+        yield
+        assert not list((tmp_path / "jobs").glob("slurm-map-*"))
+
+
+def test_a_task_has_processes_for_its_cpus(cluster: Any, tmp_path: Path) -> None:
+    found = array(tmp_path, array=1, cpus=2).map(Noted(tmp_path, 0.05), range(10))
+    assert sorted(found) == [item * item for item in range(10)]
+
+
+def test_a_time_limit_is_no_end(cluster: Any, tmp_path: Path) -> None:
+    """What is done stays done: each of the items is begun once."""
+    found = array(tmp_path / "jobs", array=1, time=1).map(Noted(tmp_path, 15.0), range(4))
+    assert sorted(found) == [0, 1, 4, 9]
+
+
+def test_a_job_that_is_cancelled_is_not_submitted_again(cluster: Any, tmp_path: Path) -> None:
+    results = iter(array(tmp_path / "jobs").map(Noted(tmp_path, 1.0), range(40)))
+    next(results)
+    cluster.ask("scancel", "--name=map-simulate")
+    with pytest.raises(ExecutorError, match=r"has ended \(CANCELLED.*left \d+ of its items undone; see .*\.out"):
+        list(results)
+    begun = Noted(tmp_path).noted("begun-")
+    assert 0 < len(begun) < 40
+
+
+def dies(item: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_a_task_that_dies_again_and_again_is_given_up(cluster: Any, tmp_path: Path) -> None:
+    settings = SlurmConfig.model_validate({"simulate": {"array": 1}, "restarts": 1})
+    with pytest.raises(ExecutorError, match=r"has ended \(FAILED .*left 3 of its items undone; see .*\.out"):
+        list(Slurm(settings, tmp_path, interval=2.0).map(dies, range(3)))
+
+
+def test_other_versions_are_refused(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simfer.pipelines.executors.slurm.versions", lambda: {"simfer": "0.0"})
+    with pytest.raises(ExecutorError, match=r"the node .* has simfer .*, not 0\.0: .*install them there"):
+        list(array(tmp_path).map(explodes, range(3)))
+
+
+def test_a_run_simulates_by_an_array(cluster: Any, tmp_path: Path) -> None:
+    config = {
+        "simulator": "two_moons",
+        "simulate": {"rows": 3000},
+        "train": {"epochs": 1, "flow": {"kind": "maf", "transforms": 1, "hidden": [8]}, "embedding": {"kind": "none"}},
+        "diagnose": {"checks": []},
+        "local": {"executor": "slurm", "slurm": {"simulate": {"array": 3}}},
+    }
+    ours = simfer.run(config, workdir=tmp_path / "ours", quiet=True)
+    theirs = simfer.run({**config, "local": {}}, workdir=tmp_path / "theirs", quiet=True)
+    assert ours.simulations.digest() == theirs.simulations.digest()
+    assert not list((tmp_path / "ours").glob("slurm-map-*"))
