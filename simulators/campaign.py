@@ -94,6 +94,7 @@ class FillShard:
         context: Of the known nuisance, where there is any.
         again: Statuses of rows to be tried once more, besides filling pending blocks.
         attempt: Number of their next attempt.
+        campaign: Hash of the campaign whose store it is: nothing is written into another's that has taken its place.
     """
 
     store: Path
@@ -104,6 +105,7 @@ class FillShard:
     context: ContextPrior | None = None
     again: tuple[int, ...] = ()
     attempt: int = 0
+    campaign: str = field(kw_only=True)
 
     def __call__(self, shard: int) -> ShardReport:
         stop_if_asked()
@@ -113,20 +115,33 @@ class FillShard:
         begun = store.is_whole(shard) and (store.read_array("status", rows) != PENDING).any()
         before = store.read_records(rows) if begun else None
         with Trail(self.store, shard) as trail:
-            parts, done = [], rows.start
-            for block in store.layout.blocks(shard):
-                parts.append(self._block(simulator, store, trail, block, before))
-                done = block.rows.stop
-                if stop_asked():
-                    break
+            parts: list[Records] = []
+            stopped = False
+            try:
+                for block in store.layout.blocks(shard):
+                    parts.append(self._block(simulator, store, trail, block, before))
+                    if stop_asked():
+                        break
+            except KeyboardInterrupt:
+                stopped = True
+                if not parts:
+                    raise
+            done = rows.start + sum(part.rows for part in parts)
             if done < rows.stop:  # what is not there yet is read as pending
                 parts.append(store.read_records(slice(done, rows.stop)))
             records = Records.join(parts, store.schema)
+            self._require_same_campaign()
             store.write_shard(shard, records)
             trail.end()
-        if done < rows.stop:
+        if stopped or done < rows.stop:
             raise KeyboardInterrupt
         return _report(shard, records, rows.start, self.prior)
+
+    def _require_same_campaign(self) -> None:
+        if SimulationStore.open(self.store).attributes["campaign_hash"] != self.campaign:
+            raise StoreError(
+                f"the store {self.store} is another campaign's by now: what was simulated for the former one is not written"
+            )
 
     def _block(
         self, simulator: Simulator, store: SimulationStore, trail: Trail, block: Block, before: Records | None
@@ -214,7 +229,15 @@ def simulate(
         block=block,
         shards=shards,
     )
-    task = FillShard(store.path.absolute(), reference or simulator, prior, seed, protection, context)
+    task = FillShard(
+        store.path.absolute(),
+        reference or simulator,
+        prior,
+        seed,
+        protection,
+        context,
+        campaign=store.attributes["campaign_hash"],
+    )
     with filling(store):
         store = still(store.path, rows)
         note_attempts(store, attempts_of(simulator, protection))
@@ -261,7 +284,10 @@ def fill_shards(
         store.attributes["campaign"],
         store.path,
     )
-    task = _Named(FillShard(store.path, reference or simulator, prior, _own_seed(store), protection, context))
+    campaign = store.attributes["campaign_hash"]
+    task = _Named(
+        FillShard(store.path, reference or simulator, prior, _own_seed(store), protection, context, campaign=campaign)
+    )
     with filling(store, sweep=False):  # locks may not reach other machines: what looks left may be being written
         _fill(task, store, store.pending_shards(shards), executor, on_invalid, progress)
 
@@ -306,7 +332,9 @@ def retry(
         mended = {"campaign": own, "campaign_hash": fingerprint(own)}
         store.annotate({**mended, "attempts": attempt + attempts_of(simulator, protection)})
     sent, again = reference or simulator, (FAILED, TIMEOUT)
-    task = FillShard(store.path.absolute(), sent, prior, own["seed"], protection, context, again, attempt)
+    task = FillShard(
+        store.path.absolute(), sent, prior, own["seed"], protection, context, again, attempt, campaign=fingerprint(own)
+    )
     with filling(store):
         _fill(task, store, store.shards_with(again), executor, "mask", progress)
     return store

@@ -22,8 +22,12 @@ ACTIVE = (
     "CONFIGURING",
     "REQUEUED",
     "REQUEUE_HOLD",
+    "SPECIAL_EXIT",
+    "RESV_DEL_HOLD",
+    "RESIZING",
     "SIGNALING",
     "STAGE_OUT",
+    "STOPPED",
 )
 
 LARGEST_ARRAY = 1000  # tasks where the cluster does not say

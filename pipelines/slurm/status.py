@@ -6,6 +6,7 @@ for those alone, and where there is none, what the task left of itself says how 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from .script import log_of
 
 _LAST_LINES = 4096  # bytes of a log in which its last error is looked for
 _NEVER = "DependencyNeverSatisfied"
+_OF_THE_SCRIPT = re.compile(r"simfer: (\w+ (on|ended with) |requeueing )")
+_WRONG = re.compile(r"rror|illed|not found|No such file|^simfer: ")
 _FAILED = {
     "TIMEOUT": "its time was up before it could save: give it more, or a larger `warning`",
     "OUT_OF_MEMORY": "it needed more memory than it had: give it more, by `memory`",
@@ -113,6 +116,8 @@ def status_of(path: Path, scheduler: Scheduler | None = None) -> RunStatus:
 
 def _simulations(path: Path, run: str, ledger: Ledger, known: Mapping[TaskKey, QueueEntry]) -> list[TaskStatus]:
     """Tasks of all arrays, but those whose shards others have taken over."""
+    if all(submission.shards is None for submission in ledger.of("simulate")):  # imported, in one go
+        return []
     store = SimulationStore.open(path / STORE)
     pending = set(store.pending_shards())
     found: list[TaskStatus] = []
@@ -138,7 +143,8 @@ def _task(
     note = read_note(path, "simulate", key)
     log = _log(path, run, "simulate", key)
     base = TaskStatus("simulate", key, "done", entry.node if entry else "", rows, done, shards=left, log=log)
-    if not left:
+    failed = note is not None and note.state == "failed" and not (entry and entry.active)  # on a row that must not be
+    if not left and not failed:
         return replace(base, node=base.node or (note.node if note else ""))
     state, why = _state(path, entry, note, log)
     if state == "failed" and note and note.shard is not None and "shard" not in why:
@@ -209,5 +215,7 @@ def _last_error(log: Path) -> str:
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - _LAST_LINES))
         lines = stream.read().decode(errors="replace").splitlines()
-    wrong = [line for line in lines if "rror" in line or "illed" in line or line.startswith("simfer: ")]
-    return wrong[-1].strip() if wrong else ""
+    said = [line for line in lines if not _OF_THE_SCRIPT.match(line)]
+    wrong = [line for line in said if _WRONG.search(line)]
+    ended = [line for line in lines if " ended with " in line]
+    return (wrong or ended or [""])[-1].strip()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import grp
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ... import __version__
@@ -54,16 +55,17 @@ def submit(job: Job, folder: RunFolder, reporter: Reporter, *, dry: bool = False
     scheduler = Scheduler()
     if not dry and (problems := problems_of(job, folder.path, scheduler)):
         raise ConfigError(problems)
-    ledger = Ledger.read(folder.path) if Ledger.there(folder.path) else Ledger(folder.path, __version__)
-    queue = {} if dry else scheduler.queue(ledger.jobs)
+    ledger, queue = _known(folder, scheduler, dry)
     if running := [s for s in ledger.submissions if s.stage != "simulate" and _state(queue, s.job) == "RUNNING"]:
         reporter.say(f"nothing to submit: job {running[-1].job} ({running[-1].stage}) is running; see `simfer status`")
         return []
-    with folder.in_use():
+    with _umask(job.config.local.slurm.umask), folder.in_use():
+        ledger, queue = _known(folder, scheduler, dry)  # another may have submitted until now
         steps = [step for step in plan(job, folder, list(STAGES)) if step.action != "skip"]
         if not steps:
             reporter.say("nothing to submit: all stages are up to date")
             return []
+        _require_same_campaign(steps[0], folder, ledger, queue)
         record(job, folder, steps)
         for place in (f"{FOLDER}/tasks", LOGS):
             (folder / place).mkdir(parents=True, exist_ok=True)
@@ -122,6 +124,35 @@ def cancel(path: Path, reporter: Reporter) -> None:
     scheduler.cancel(jobs)
     text = f"cancelled jobs {', '.join(jobs)}; `simfer resume {path}` goes on" if jobs else "no job waits or runs"
     reporter.say(text)
+
+
+def _known(folder: RunFolder, scheduler: Scheduler, dry: bool) -> tuple[Ledger, Queue]:
+    """The jobs of before, and what the scheduler has of them."""
+    ledger = Ledger.read(folder.path) if Ledger.there(folder.path) else Ledger(folder.path, __version__)
+    return ledger, {} if dry else scheduler.queue(ledger.jobs)
+
+
+def _require_same_campaign(step: Step, folder: RunFolder, ledger: Ledger, queue: Queue) -> None:
+    """Raise RunFolderError where tasks still fill a store that would be replaced: they would go on in the new one."""
+    active = [s.job for s in ledger.of("simulate") if _active(queue, s.job)]
+    if active and step.stage.name == "simulate" and step.action not in ("resume", "extend"):
+        raise RunFolderError(
+            f"job {', '.join(active)} still simulates for another configuration in {folder.path} ({'; '.join(step.changes[:3])}): "
+            f"`simfer cancel {folder.path}`, and submit again once it has ended, or give another `--workdir`"
+        )
+
+
+@contextmanager
+def _umask(given: str | None) -> Iterator[None]:
+    """What is made here is as open to others as what jobs make."""
+    if given is None:
+        yield
+        return
+    before = os.umask(int(given, 8))
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _missing(job: Job, folder: RunFolder, step: Step, ledger: Ledger, queue: Queue, reporter: Reporter) -> list[int]:
@@ -238,10 +269,19 @@ def _share(folder: Path, group: str | None) -> None:
     try:
         number = grp.getgrnam(group).gr_gid
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-            os.chown(place, -1, number)
-            place.chmod(place.stat().st_mode | stat.S_ISGID | stat.S_IRWXG)
+            with suppress(FileNotFoundError):  # of a task that has just ended
+                _give(place, number)
     except (KeyError, PermissionError) as error:
         raise ConfigError(f"`local.slurm.group` must be a group that you are in; got `{group}`") from error
+
+
+def _give(place: Path, group: int) -> None:
+    """Let a group own a folder, unless it does or the folder is another user's."""
+    found = place.stat()
+    mode = found.st_mode | stat.S_ISGID | stat.S_IRWXG
+    if found.st_uid == os.geteuid() and (found.st_gid, found.st_mode) != (group, mode):
+        os.chown(place, -1, group)
+        place.chmod(mode)
 
 
 def _active(queue: Queue, job: str) -> bool:
