@@ -1,9 +1,9 @@
 """One readable ``.sbatch`` file per stage.
 
 Slurm warns the shell of a job before its time is up (``--signal=B:USR1@…``). The shell passes the warning on to simfer, which
-saves what it has and ends with 130, and has the job requeued. This is the one path by which jobs are requeued: it works in
-containers, which have no `scontrol`, in arrays and under `srun`, and neither Lightning nor submitit hears the signal. Where a
-node dies or a job is preempted, Slurm requeues it itself.
+saves what it has and ends with 130, and has the job requeued; one whose stage keeps no parts ``restarts`` times at most. This is
+the one path by which jobs are requeued: it works in containers, which have no `scontrol`, in arrays and under `srun`, and neither
+Lightning nor submitit hears the signal. Where a node dies or a job is preempted, Slurm requeues it itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..config import LocalConfig
 
 FOLDER = "slurm"
+_IN_PARTS = ("train", "diagnose")  # stages that go on where they were, besides arrays
 LOGS = "logs/slurm"
 
 _SCRIPT = """\
@@ -28,15 +29,18 @@ _SCRIPT = """\
 {directives}
 
 echo "simfer: {stage} on $(hostname -s), job $SLURM_JOB_ID, start $((${{SLURM_RESTART_COUNT:-0}} + 1)), $(date +%FT%T%z)"
+here=$PWD
 {setup}
+set +eu; cd "$here" || exit  # whatever the lines above have set
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}} MKL_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
 export SIMFER_GRACE={grace}
 
 # {warning} s before the time is up, or before preemption, this shell gets USR1: simfer saves what it has and ends with 130.
-warned=
-trap 'warned=1; kill -USR1 "$simfer" 2>/dev/null' USR1
-trap 'kill -TERM "$simfer" 2>/dev/null' TERM
+# A TERM that comes sooner after it, or without it, is that of `scancel`: the job is not to come back.
+warned= cancelled=
+trap 'warned=$SECONDS; kill -USR1 "$simfer" 2>/dev/null' USR1
+trap '[ $((SECONDS - ${{warned:-$SECONDS}})) -lt {warning} ] && cancelled=1; kill -TERM "$simfer" 2>/dev/null' TERM
 {command} &
 simfer=$!
 while true; do
@@ -45,15 +49,18 @@ while true; do
 done
 echo "simfer: {stage} ended with $code"
 
+job=$SLURM_JOB_ID
+[ -n "$SLURM_ARRAY_TASK_ID" ] && job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 again=
 if [ -n "$warned" ] && [ "$code" -ge 128 ]; then
   again="its time was up, and what it had is saved"
 elif [ "$code" -eq 137 ] || [ "$code" -eq 134 ] || [ "$code" -eq 139 ] || [ "$code" -eq 135 ]; then  # killed, or crashed
-  [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] && again="its process was killed"
+  grep -qs '"state": "failed"' "slurm/tasks/{stage}-$job.json" || again="its process was killed"
 fi
-if [ -n "$again" ]; then
-  job=$SLURM_JOB_ID
-  [ -n "$SLURM_ARRAY_TASK_ID" ] && job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+if [ -z "$warned" ] || [ -z "{parts}" ]; then  # begun anew, it may end the same
+  [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] || again=
+fi
+if [ -n "$again" ] && [ -z "$cancelled" ]; then
   echo "simfer: requeueing $job, because $again"
   scontrol requeue "$job" && sleep 60  # Slurm ends this shell
 fi
@@ -92,6 +99,7 @@ def script(run: str, stage: str, local: LocalConfig, array: Array | None = None,
         grace=max(slurm.warning - 30, slurm.warning // 2),
         warning=slurm.warning,
         restarts=slurm.restarts,
+        parts="1" if array or stage in _IN_PARTS else "",
         command=_command(does or _does(stage, array), slurm, tasks),
     )
 
