@@ -24,6 +24,7 @@ class Wish(Protocol):
 
 
 _wish: Wish = threading.Event()
+_late = threading.Event()
 _others: list[Callable[[], None]] = []
 
 
@@ -55,6 +56,17 @@ def share(wish: Wish) -> None:
 def go_on() -> None:
     """Forget the wish."""
     _wish.clear()
+    _late.clear()
+
+
+def leave_now() -> None:
+    """Let nobody wait any longer for what runs: the time that there was to save it in is over."""
+    _late.set()
+
+
+def late() -> bool:
+    """Whether this process must not wait for others any more."""
+    return _late.is_set()
 
 
 def stop_asked() -> bool:

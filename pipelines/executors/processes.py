@@ -8,17 +8,19 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 from ...data.errors import SimulatorError
-from ...data.stopping import passing_on, share
+from ...data.stopping import late, passing_on, share
 
 _MOST_DEATHS = 5  # without one result between them
+_SECONDS = 5.0  # for workers to write what they have
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,13 +64,25 @@ class Processes:
         wish = context.Event()
         pool = ProcessPoolExecutor(min(self.workers, len(items)), context, _start_worker, (os.getpid(), wish))
         try:
-            with _single_threaded():
+            with _single_threaded(), _deaf():
                 futures = {pool.submit(task, item): item for item in items}
             with passing_on(wish.set):
                 for future in as_completed(futures):
                     yield futures[future], future.result()
         finally:
+            if late():
+                _end(list(pool._processes.values()))  # Python 3.14 has `terminate_workers`
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    """Interrupt what they are at, and kill those that do not hear it."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + _SECONDS
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.kill()
 
 
 @contextmanager
@@ -87,6 +101,16 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Workers hear nothing of Ctrl-C from the beginning: they inherit what this thread blocks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _require_picklable(task: object) -> None:
     try:
         pickle.dumps(task)
@@ -100,6 +124,8 @@ def _require_picklable(task: object) -> None:
 def _start_worker(parent: int, wish: Event) -> None:
     share(wish)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which lets the running shards finish
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # in children of a worker it is theirs to deal with
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the parent has no time left for that
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...data.stopping import ask_to_stop, go_on
+from ...data.stopping import ask_to_stop, go_on, leave_now
 
 _HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGALRM)
 
@@ -30,6 +30,7 @@ def heard(grace: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         for one in _HEARD:
             signal.signal(one, signal.SIG_IGN)  # once: what is written meanwhile is not to be disturbed
+        leave_now()
         raise KeyboardInterrupt
 
     before = {one: signal.getsignal(one) for one in _HEARD}
