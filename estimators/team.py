@@ -21,7 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, Listener, wait
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge, wait
 from typing import Any
 
 from ..data.errors import ConfigError, SimferError, TrainingError
@@ -107,13 +108,13 @@ def _started(ranks: list[int], *, alone: bool) -> Iterator[tuple[dict[int, Conne
     key = secrets.token_bytes(32)
     children: list[subprocess.Popen[bytes]] = []
     connections: dict[int, Connection] = {}
-    with Listener((_HERE, 0), authkey=key) as listener:
+    with Listener((_HERE, 0), backlog=len(ranks)) as listener:
         try:
             for rank in ranks:
                 told = {"address": listener.address, "key": key.hex(), "rank": rank, "beside": len(ranks)}
                 children.append(_child(told, alone=alone))
             hellos = {}
-            for connection, hello in arrivals(listener, len(ranks), children):
+            for connection, hello in arrivals(listener, key, len(ranks), children):
                 connections[hello.rank], hellos[hello.rank] = connection, hello
             with passing_on(lambda: _ask_to_stop(children)):
                 yield connections, hellos[0]
@@ -143,15 +144,26 @@ def _ask_to_stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def arrivals(
-    listener: Listener, many: int, children: Sequence[subprocess.Popen[bytes]] = (), seconds: float = _SECONDS
+    listener: Listener,
+    key: bytes,
+    many: int,
+    children: Sequence[subprocess.Popen[bytes]] = (),
+    seconds: float = _SECONDS,
 ) -> Iterator[tuple[Connection, Hello]]:
-    """Those that connect.
+    """Those that connect and know the key.
+
+    Args:
+        listener: Without a key: whoever connects and is silent, or does not know it, must not keep others waiting.
+        key: Which they must know.
+        many: How many there will be.
+        children: Those of them that were started here.
+        seconds: For all of them to come.
 
     Raises:
         TrainingError: Not all did in time, or one of the children died.
     """
     found: queue.Queue[tuple[Connection, Hello]] = queue.Queue()
-    threading.Thread(target=_accept, args=(listener, many, found), daemon=True).start()
+    threading.Thread(target=_accept, args=(listener, key, found), daemon=True).start()
     deadline = time.monotonic() + seconds
     for _ in range(many):
         while True:
@@ -166,13 +178,23 @@ def arrivals(
                     ) from None
 
 
-def _accept(listener: Listener, many: int, found: queue.Queue[tuple[Connection, Hello]]) -> None:
-    for _ in range(many):
+def _accept(listener: Listener, key: bytes, found: queue.Queue[tuple[Connection, Hello]]) -> None:
+    while True:
         try:
             connection = listener.accept()
-            found.put((connection, take(connection)))
-        except (OSError, EOFError):
+        except OSError:  # it is closed
             return
+        threading.Thread(target=_greet, args=(connection, key, found), daemon=True).start()
+
+
+def _greet(connection: Connection, key: bytes, found: queue.Queue[tuple[Connection, Hello]]) -> None:
+    """What `Listener` does with a key of its own, and what a worker says then."""
+    try:
+        deliver_challenge(connection, key)
+        answer_challenge(connection, key)
+        found.put((connection, take(connection)))
+    except (OSError, EOFError, AuthenticationError):
+        connection.close()
 
 
 def _pickled(fit: Fit) -> bytes:

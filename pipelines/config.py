@@ -306,7 +306,7 @@ class LocalConfig(Settings):
         loggers: Where losses go besides CSV and TensorBoard: ``wandb``, ``mlflow``.
         slurm: What `simfer submit`, and `executor: slurm`, ask of a Slurm cluster; see docs/slurm.md.
         stage_to: Folder on the disk of the node, such as ``$TMPDIR``, to which the simulations are copied before training and
-            checks read them.
+            checks read them; nothing is where training is shared by several nodes.
         memory: Budget for rows in training, such as ``512 MB``; a quarter of what the process may use when not given.
             Decides what ``train.loader: auto`` means; that is decided once for a run, and kept when it is resumed.
     """

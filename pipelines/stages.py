@@ -181,7 +181,9 @@ def _trained(job: Job, folder: RunFolder, reporter: Reporter) -> Model:
     from ..estimators.train import train
 
     epochs = budget(job.config.train, job.config.rows_train).epochs * job.config.train.training().trainings
-    with staged(folder / STORE, job.config.local.stage_to) as store, reporter.bar("train", epochs, "epochs") as meter:
+    local = job.config.local
+    to = local.stage_to if local.nodes == 1 else None  # other nodes would not find the copy
+    with staged(folder / STORE, to) as store, reporter.bar("train", epochs, "epochs") as meter:
         return train(
             **training_arguments(job, folder, store),
             folder=folder / "checkpoints",

@@ -5,6 +5,7 @@ The copy is made file by file, what is there already being left, and removed by 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from ..data.errors import ConfigError
 from ..data.files import fingerprint, remove
+from ..data.stopping import stop_if_asked
 
 logger = logging.getLogger("simfer.run")
 
@@ -30,16 +32,42 @@ def staged(store: Path, folder: str | None) -> Iterator[Path]:
         yield store
         return
     place = _folder(folder) / f"simfer-{fingerprint(str(store.absolute()))[:12]}"
-    place.mkdir(exist_ok=True)
-    with (place / "lock").open("w") as lock:
-        copied = _taken(lock.fileno()) and _copy(store, place / store.name)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # waits for another process that copies
-        copied = copied or not _missing(store, place / store.name)
+    with _held(place) as (lock, alone):
         try:
+            copied = _copy(store, place / store.name) if alone else not _missing(store, place / store.name)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # lets others in
             yield place / store.name if copied else store
         finally:
-            if _taken(lock.fileno()):
+            if _taken(lock):
                 remove(place)
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[tuple[int, bool]]:
+    """The lock of a folder, and whether nobody else has it; waits for another process that copies."""
+    lock = None
+    while lock is None:
+        place.mkdir(exist_ok=True)
+        lock = _locked(place / "lock")
+    try:
+        yield lock
+    finally:
+        os.close(lock[0])
+
+
+def _locked(file: Path) -> tuple[int, bool] | None:
+    """An open lock, and whether nobody else has it; None where its folder was removed meanwhile."""
+    try:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        return None
+    alone = _taken(lock)
+    if not alone:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
+        return lock, alone
+    os.close(lock)
+    return None
 
 
 def _folder(given: str) -> Path:
@@ -65,11 +93,19 @@ def _copy(store: Path, copy: Path) -> bool:
             size / 1e9,
         )
         return False
-    for file, target in todo:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copy2(file, partial)
-        partial.replace(target)
+    try:
+        for file, target in todo:
+            stop_if_asked()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.copy2(file, partial)
+            partial.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        logger.warning("`stage_to`: %s is full by now: the simulations are read from where they are", copy.parent)
+        remove(copy)
+        return False
     return True
 
 

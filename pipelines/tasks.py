@@ -76,10 +76,10 @@ def leading(task: Task | None, folder: RunFolder, local: LocalConfig) -> Iterato
     assert task is not None
     key, file = secrets.token_bytes(32), task.file(folder)
     connections: dict[int, Connection] = {}
-    with Listener(("0.0.0.0", 0), backlog=task.world, authkey=key) as listener:
+    with Listener(("0.0.0.0", 0), backlog=task.world) as listener:
         _write(file, {"address": [socket.gethostname(), listener.address[1]], "key": key.hex()})
         try:
-            for connection, hello in arrivals(listener, task.world - 1, seconds=_SECONDS):
+            for connection, hello in arrivals(listener, key, task.world - 1, seconds=_SECONDS):
                 connections[hello.rank] = connection
             with joined(Joined(connections, task.world)):
                 yield

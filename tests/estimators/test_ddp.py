@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from simfer.estimators.hardware import Hardware
 from simfer.estimators.model import Model
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.estimators.sharing import gathered, own_share, summed
+from simfer.estimators.team import arrivals
+from simfer.estimators.worker import hello, put
 
 pytestmark = pytest.mark.slow
 
@@ -262,3 +268,22 @@ def test_one_process_alone_has_the_sums() -> None:
     assert gathered(2.0) == [2.0]
     assert summed(torch.ones(2)).tolist() == [1.0, 1.0]
     assert own_share([1.0, 2.0, 3.0]) == 6.0
+
+
+def test_strangers_do_not_keep_those_that_train_together_waiting() -> None:
+    """A port that listens is tried by scanners: connections that end, are silent, or have another key."""
+    key = b"k" * 32
+    with Listener(("127.0.0.1", 0), backlog=16) as listener, contextlib.ExitStack() as stack:
+        found = arrivals(listener, key, 1, seconds=30.0)
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(listener.address))
+        socket.create_connection(listener.address).close()
+
+        def come() -> None:
+            with contextlib.suppress(AuthenticationError, EOFError, OSError):
+                Client(listener.address, authkey=b"other")
+            client = stack.enter_context(Client(listener.address, authkey=key))
+            put(client, hello(1))
+
+        threading.Thread(target=come).start()
+        assert next(iter(found))[1].rank == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -75,6 +77,43 @@ def test_a_campaign_stops_within_a_shard_and_keeps_its_blocks(line: Any, tmp_pat
     assert not stop_asked()
     for name in ("theta", "x", "status"):
         assert np.array_equal(store.read_array(name), whole.read_array(name)), name
+
+
+def test_an_interruption_within_a_block_keeps_those_before_it(line: Any, tmp_path: Path) -> None:
+    """As when the time to save is over, or by Ctrl-C."""
+    whole, plain, calls = simulate(line, 100, tmp_path / "whole", block=10, shards=1), line.simulate, [0]
+
+    def interrupted(theta: np.ndarray, rng: np.random.Generator, context: Any = None) -> Any:
+        calls[0] += 1
+        if calls[0] == 9:
+            raise KeyboardInterrupt
+        return plain(theta, rng)
+
+    line.simulate = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        simulate(line, 100, tmp_path / "store", block=10, shards=1)
+    store = SimulationStore.open(tmp_path / "store")
+    assert 0 < store.counts()["ok"] < 100
+    assert not list(store.path.glob(".campaign/shard-*"))
+    store = simulate(line, 100, store.path, block=10)
+    assert store.digest() == whole.digest()
+
+
+class Stuck(TwoMoons):
+    """Hears nothing, as what is computed outside Python."""
+
+    def simulate(self, theta: np.ndarray, rng: np.random.Generator, context: Any = None) -> dict[str, np.ndarray]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        time.sleep(60)
+        return super().simulate(theta, rng)
+
+
+def test_workers_are_not_waited_for_when_time_is_over(tmp_path: Path) -> None:
+    started = time.monotonic()
+    threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    with heard(grace=3.0), pytest.raises(KeyboardInterrupt):
+        simulate(Stuck(), 1600, tmp_path / "store", block=100, executor=Processes(2))
+    assert time.monotonic() - started < 50
 
 
 class Slow(TwoMoons):
@@ -228,6 +267,42 @@ def test_a_node_without_room_reads_from_where_the_simulations_are(
     with staged(finished.simulations.path, str(tmp_path)) as path:
         assert path == finished.simulations.path
     assert "has room for" in caplog.text
+
+
+def test_a_node_that_fills_up_meanwhile_reads_from_where_the_simulations_are(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy, calls = shutil.copy2, [0]
+
+    def full(source: Path, target: Path) -> None:
+        calls[0] += 1
+        copy(source, target)
+        if calls[0] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with staged(finished.simulations.path, str(tmp_path / "node")) as path:
+        assert path == finished.simulations.path
+    assert "is full by now" in caplog.text
+    assert not any((tmp_path / "node").iterdir())
+
+
+def test_a_lock_that_was_removed_while_one_waited_for_it_is_none(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder goes with its last reader: who holds its former lock would remove the copy of another."""
+    place, lock, calls = tmp_path / "node", fcntl.flock, [0]
+
+    def removed(descriptor: int, how: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            shutil.rmtree(next(place.iterdir()))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with staged(finished.simulations.path, str(place)) as path:
+        assert (path.parent / "lock").exists()
+        assert SimulationStore.open(path).digest() == finished.simulations.digest()
 
 
 def test_a_variable_that_no_node_sets_is_named(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
