@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from simfer.data.variables import Variable, Variables
 from simfer.simulators.prior import Prior
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes each has a file at a time; one has the tests of the cluster, which mostly wait, from the beginning."""
+    if not config.getoption("loadgroup", False):
+        return
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    for item in items:
+        name = "slurm" if item.path.parent.name == "slurm" else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors where there is a cluster to wait for."""
+    return (os.cpu_count() or 1) + (shutil.which("slurmctld") is not None)
 
 
 class Line:
