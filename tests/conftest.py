@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,20 @@ from simfer.data.variables import Variable, Variables
 from simfer.simulators.prior import Prior
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes each has a file at a time; one has the tests of the cluster, which mostly wait, from the beginning."""
-    if not config.getoption("loadgroup", False):
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's tests mostly wait: they begin first, beside others."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")
-    for item in items:
-        name = "slurm" if item.path.parent.name == "slurm" else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes each has a file at a time; one has all tests of the cluster, of which there is one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/slurm" if nodeid.startswith("tests/slurm/") else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 def pytest_xdist_auto_num_workers() -> int:

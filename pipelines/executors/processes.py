@@ -71,7 +71,7 @@ class Processes:
                     yield futures[future], future.result()
         finally:
             if late():
-                _end(list(pool._processes.values()))  # Python 3.14 has `terminate_workers`
+                _end(list((pool._processes or {}).values()))  # Python 3.14 has `terminate_workers`
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -38,7 +38,7 @@ from .sending import loaded, pickled, require_same_versions, versions
 
 logger = logging.getLogger("simfer.run")
 
-_LOOK = 0.5  # seconds between looks at the folder
+_LOOK, _MOST = 0.5, 5.0  # seconds between looks at the folder, the more the longer nothing comes
 _NAME = "map"
 _STOP = "stop"
 
@@ -76,7 +76,8 @@ class Slurm:
             return
         sent = _Sent(pickled(task, "workers of Slurm"), list(todo.values()), versions(), [*sys.path, os.getcwd()])
         self.folder.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix="slurm-map-", dir=self.folder.absolute()))
+        # whoever next holds the run folder removes what a process that was killed has left, or an error for its logs
+        place = Path(tempfile.mkdtemp(prefix=".slurm-map-", suffix=".partial", dir=self.folder.absolute()))
         try:
             write_bytes(place / "task.pkl", pickle.dumps(sent))
             while todo:
@@ -125,9 +126,11 @@ class Slurm:
         Raises:
             ExecutorError: A task cannot work at all.
         """
-        scheduler, asked, ended = Scheduler(), time.monotonic(), False
+        scheduler, asked, ended, pause = Scheduler(), time.monotonic(), False, _LOOK
         while todo:
+            pause = min(1.5 * pause, _MOST)
             for index in sorted(todo.keys() & _written(place)):
+                pause = _LOOK
                 yield index, pickle.loads(_result_file(place, index).read_bytes())
             if (place / "refused").is_file():
                 raise ExecutorError((place / "refused").read_text(encoding="utf-8"))
@@ -135,7 +138,7 @@ class Slurm:
                 return
             if time.monotonic() - asked > self.interval:
                 asked, ended = time.monotonic(), not self._runs(job, scheduler)
-            time.sleep(_LOOK)
+            time.sleep(pause)
 
     @staticmethod
     def _runs(job: str, scheduler: Scheduler) -> bool:
@@ -147,8 +150,11 @@ class Slurm:
             return True
 
     def _wait(self, place: Path, job: str, scheduler: Scheduler) -> None:
-        asked = time.monotonic()
+        asked, told = time.monotonic(), False
         while any((place / "running").iterdir()):
+            if not told and time.monotonic() - asked > _MOST:
+                logger.warning("waiting for what runs in job %s; `scancel %s` ends that as well", job, job)
+                told = True
             if time.monotonic() - asked > self.interval:  # a mark of a task that was killed stays
                 asked = time.monotonic()
                 if not self._runs(job, scheduler):

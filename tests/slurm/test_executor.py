@@ -36,7 +36,7 @@ class TestSlurm(WithWorkers):
     @pytest.fixture(autouse=True)
     def _cleared_away(self, cluster: Any, tmp_path: Path) -> Any:
         yield
-        assert not list((tmp_path / "jobs").glob("slurm-map-*"))
+        assert not list((tmp_path / "jobs").glob(".slurm-map-*"))
 
 
 def test_a_task_has_processes_for_its_cpus(cluster: Any, tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_a_run_simulates_by_an_array(cluster: Any, tmp_path: Path) -> None:
     ours = simfer.run(config, workdir=tmp_path / "ours", quiet=True)
     theirs = simfer.run({**config, "local": {}}, workdir=tmp_path / "theirs", quiet=True)
     assert ours.simulations.digest() == theirs.simulations.digest()
-    assert not list((tmp_path / "ours").glob("slurm-map-*"))
+    assert not list((tmp_path / "ours").glob(".slurm-map-*"))
