@@ -38,7 +38,8 @@ from .sending import loaded, pickled, require_same_versions, versions
 
 logger = logging.getLogger("simfer.run")
 
-_LOOK, _MOST = 0.5, 5.0  # seconds between looks at the folder, the more the longer nothing comes
+_LOOK = 0.5  # seconds between looks at the folder; more, the longer nothing comes
+_PATIENCE = 5.0  # seconds before it is said what is waited for
 _NAME = "map"
 _STOP = "stop"
 
@@ -128,7 +129,7 @@ class Slurm:
         """
         scheduler, asked, ended, pause = Scheduler(), time.monotonic(), False, _LOOK
         while todo:
-            pause = min(1.5 * pause, _MOST)
+            pause = min(1.5 * pause, max(_LOOK, self.interval / 6))
             for index in sorted(todo.keys() & _written(place)):
                 pause = _LOOK
                 yield index, pickle.loads(_result_file(place, index).read_bytes())
@@ -152,7 +153,7 @@ class Slurm:
     def _wait(self, place: Path, job: str, scheduler: Scheduler) -> None:
         asked, told = time.monotonic(), False
         while any((place / "running").iterdir()):
-            if not told and time.monotonic() - asked > _MOST:
+            if not told and time.monotonic() - asked > _PATIENCE:
                 logger.warning("waiting for what runs in job %s; `scancel %s` ends that as well", job, job)
                 told = True
             if time.monotonic() - asked > self.interval:  # a mark of a task that was killed stays

@@ -101,10 +101,10 @@ class AnyExecutor:
 
     def test_results_come_as_they_are_done(self, tmp_path: Path, executor: Any) -> None:
         task = Noted(tmp_path)
-        results = iter(executor.map(task, range(12)))
+        results = iter(executor.map(task, range(30)))
         first = next(results)
-        assert len(task.noted("begun-")) < 12
-        assert sorted([first, *results]) == [item * item for item in range(12)]
+        assert len(task.noted("begun-")) < 30
+        assert sorted([first, *results]) == [item * item for item in range(30)]
 
     def test_a_closed_iterator_leaves_nothing_running(self, tmp_path: Path, executor: Any) -> None:
         task = Noted(tmp_path)

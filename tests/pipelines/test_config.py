@@ -114,7 +114,7 @@ def test_five_mistakes_five_messages_in_order(tmp_path: Path) -> None:
         ),
         (
             "simulator: two_moons\nlocal: {executor: slum}\n",
-            "c.yaml:2: `local.executor`: must be 'inline', 'processes' or 'dask'; got 'slum'",
+            "c.yaml:2: `local.executor`: must be 'inline', 'processes', 'dask' or 'slurm'; got 'slum'",
         ),
         (
             "simulator: two_moons\nlocal: {address: tcp://there:8786}\n",
