@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from executor_contract import Noted, WithWorkers, explodes  # type: ignore[impor
 
 import simfer
 from simfer.data.errors import ExecutorError
+from simfer.data.registry import load_file
+from simfer.data.store import SimulationStore
 from simfer.pipelines.executors import Slurm
 from simfer.pipelines.slurm.settings import SlurmConfig
-from simfer.simulators.campaign import Executor
+from simfer.simulators.campaign import Executor, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +93,40 @@ def test_a_run_simulates_by_an_array(cluster: Any, tmp_path: Path) -> None:
     theirs = simfer.run({**config, "local": {}}, workdir=tmp_path / "theirs", quiet=True)
     assert ours.simulations.digest() == theirs.simulations.digest()
     assert not list((tmp_path / "ours").glob(".slurm-map-*"))
+
+
+def test_a_run_that_is_killed_while_it_waits_goes_on(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its array goes on, and the next one beside it: both write the same bytes."""
+    monkeypatch.setenv("SIMFER_TEST_SIMULATE", "0.3")
+    config = tmp_path / "waits.yaml"
+    config.write_text(
+        f"simulator: {Path(__file__).parent / 'own.py'}:Line\nsimulate: {{rows: 640, shards: 32}}\n"
+        "train: {epochs: 1, flow: {kind: maf, transforms: 1, hidden: [8]}, embedding: {kind: none}}\n"
+        "diagnose: {checks: []}\nlocal: {executor: slurm, slurm: {simulate: {array: 2}}}\n"
+    )
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "simfer.pipelines.cli",
+        "run",
+        str(config),
+        "--to",
+        "simulate",
+        "--workdir",
+        str(run),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    cluster.wait(lambda: list(run.glob(".slurm-map-*/results/*.pkl")))
+    process.kill()
+    process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.setenv("SIMFER_TEST_SIMULATE", "0")
+    whole = simulate(load_file(Path(__file__).parent / "own.py").Line(), 640, tmp_path / "whole", shards=32)
+    found = SimulationStore.open(run / "simulations.zarr")
+    assert found.counts()["ok"] == 640
+    for name in ("theta", "x", "status"):
+        assert (found.read_array(name) == whole.read_array(name)).all()
+    assert not list(run.glob(".slurm-map-*"))
