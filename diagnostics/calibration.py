@@ -6,18 +6,18 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from ..data.errors import ShapeError
-from ..data.files import write_arrays
+from ..data.parts import kept
 from ..data.ranges import OutsideTrainingWarning
 from ..data.results import SAMPLE, columns, draws_dataset, read_tree, tree, write_tree
-from ..data.stopping import stop_if_asked
 from ..data.variables import Arrays, Variables
 from ..estimators.base import Posterior, XLike
 
@@ -41,15 +41,6 @@ class Fared:
 
     def to_json(self) -> dict[str, Any]:
         return self.numbers
-
-
-class _Portion(NamedTuple):
-    """Pairs that were asked together."""
-
-    draws: Float[np.ndarray, "pair draw parameter"]
-    log_q_theta: Float[np.ndarray, "pair"]
-    log_q_draws: Float[np.ndarray, "pair draw"]
-    fared: Fared | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +113,21 @@ class CalibrationSet:
         rows = posterior.observables.rows(x, finite=not posterior.imputes)
         with warnings.catch_warnings():  # held-out simulations exceed those trained on now and then
             warnings.simplefilter("ignore", OutsideTrainingWarning)
-            found: list[_Portion] = []
+            found: list[Arrays] = []
             for part, own in _portions(len(theta), posterior.at_once, seed):
                 asked = {name: values[part] for name, values in rows.items()}
                 file = parts / f"{part.start or 0}.npz" if parts else None
-                found.append(_known(file) or _asked(posterior, theta[part], asked, draws, own))
-                if file:
-                    _keep(file, found[-1])
-                progress(len(found[-1].draws))
-        sampled, log_q_theta, log_q_draws, fared = zip(*found, strict=True)
+                found.append(kept(file, partial(_asked, posterior, theta[part], asked, draws, own)))
+                progress(len(found[-1]["draws"]))
+        told = [json.loads(str(portion.pop("fared"))) for portion in found]
+        fared = [Fared(**one) if one else None for one in told]
+        drawn = {name: np.concatenate([portion[name] for portion in found]) for name in found[0]}
         return cls(
             posterior.parameters,
             theta,
             _flat(rows, posterior.observables),
-            np.concatenate(sampled),
-            np.concatenate(log_q_theta),
-            np.concatenate(log_q_draws),
-            min(fared, key=lambda one: one is None or one.trusted),
+            **drawn,
+            fared=min(fared, key=lambda one: one is None or one.trusted),
         )
 
     def save(self, path: Path) -> None:
@@ -183,29 +172,17 @@ def _portions(pairs: int, at_once: int | None, seed: int) -> list[tuple[slice, i
     return [(slice(start, start + at_once), int(own)) for start, own in zip(starts, seeds, strict=True)]
 
 
-def _asked(posterior: Posterior, theta: np.ndarray, x: Arrays, draws: int, seed: int) -> _Portion:
+def _asked(posterior: Posterior, theta: np.ndarray, x: Arrays, draws: int, seed: int) -> Arrays:
+    """Draws of pairs that are asked together, log q of the truths and the draws, and how the chains fared as JSON."""
     sampled, log_q_draws = posterior.sample_with_log_prob((draws,), x, seed=seed)
     fared = Fared.of(posterior)
     log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], x)[0]
-    return _Portion(sampled.cpu().numpy().swapaxes(0, 1), log_q_theta.cpu().numpy(), log_q_draws.cpu().numpy().T, fared)
-
-
-def _known(file: Path | None) -> _Portion | None:
-    """A portion that was drawn before."""
-    if file is None or not file.is_file():
-        return None
-    with np.load(file) as arrays:
-        fared = json.loads(str(arrays["fared"]))
-        found = {name: arrays[name] for name in ("draws", "log_q_theta", "log_q_draws")}
-    return _Portion(**found, fared=Fared(**fared) if fared else None)
-
-
-def _keep(file: Path, found: _Portion) -> None:
-    """Keep a portion, and stop here if this process is asked to."""
-    if not file.is_file():
-        fared = json.dumps(asdict(found.fared) if found.fared else None)
-        write_arrays(file, {**found._asdict(), "fared": np.array(fared)})
-    stop_if_asked()
+    return {
+        "draws": sampled.cpu().numpy().swapaxes(0, 1),
+        "log_q_theta": log_q_theta.cpu().numpy(),
+        "log_q_draws": log_q_draws.cpu().numpy().T,
+        "fared": np.array(json.dumps(asdict(fared) if fared else None)),
+    }
 
 
 def _flat(rows: Arrays, observables: Variables) -> np.ndarray:

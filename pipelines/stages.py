@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, Any]
 
-_PARTS = "calibration.parts"  # of draws for the checks, while they are made
+_PARTS = "calibration.parts"  # of what the checks are about, while it is made
 _LEAST_SETS = 100  # of replicated data: fewer give no p-value below 0.01
 
 
@@ -303,6 +303,7 @@ def _attacked(
                     simulator=simulator,
                     protection=job.protection,
                     seed=job.config.seed,
+                    parts=folder / _PARTS,
                     progress=meter,
                 )
             found.save(folder / "attack.zarr")

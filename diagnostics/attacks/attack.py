@@ -11,9 +11,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.errors import ConfigError, ShapeError, UnknownNameError, UnsupportedError, did_you_mean
+from ...data.parts import kept
 from ...data.ranges import OutsideTrainingWarning
 from ...data.results import read_tree, tree, write_tree
-from ...data.variables import Variables
+from ...data.variables import Arrays, Variables
 from ...estimators.base import Posterior, XLike, named_rows, seeded
 from ...estimators.robust.balls import Ball, ball
 from ...estimators.robust.information import fisher_eigenvalue
@@ -174,6 +176,7 @@ def attack(
     predictive_draws: int = 10,
     protection: Protection | None = None,
     seed: int = 0,
+    parts: Path | None = None,
     progress: Callable[[int], None] = lambda evaluations: None,
 ) -> AttackSet:
     """Look for the perturbation of each observation, of at most a given size, that moves its posterior most.
@@ -201,6 +204,7 @@ def attack(
         predictive_draws: So many for each; 0 for none.
         protection: Against simulations that fail.
         seed: Of starts and draws.
+        parts: Folder that keeps what is found for each size, so that the same call goes on where an earlier one was asked to stop.
         progress: Called with the number of evaluations made since the last call.
 
     Raises:
@@ -231,21 +235,63 @@ def attack(
         replicates.require_fit(posterior)
     truths = None if theta is None else _truths(theta, posterior, len(where.x))
     plan = _Plan(posterior, raised, find, around, steps, draws, restarts, evaluation, progress)
-    with warnings.catch_warnings(), seeded(seed):
+    part, radii = _Parts(parts, seed), [float(size * where.unit) for size in sizes]
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", OutsideTrainingWarning)  # attacks leave the data; that is what they are for
-        attacked = torch.stack([plan.worst(where, size * where.unit) for size in sizes])
-        noisy = torch.stack([_noisy(where, around, size * where.unit) for size in sizes])
-        moved, by_noise = (plan.measured(where, found) for found in (attacked, noisy))
-        measured: dict[str, Any] = {"moved": moved, "moved_by_noise": by_noise}
-        each = torch.cat([where.x[None], attacked])
+        attacked = part.stacked("attack", plan.worst, [(where, radius) for radius in radii], plan.known)
+        noisy = part.stacked("noise", _noisy, [(where, around, radius) for radius in radii])
+        each = [where.x, *attacked]
+        measured: dict[str, Any] = {
+            name: {
+                _EVALUATION[of]: part.stacked(f"{name}-{of}", plan.measured, [(of, where, x) for x in found]).numpy()
+                for of in plan.measurable
+            }
+            for name, found in (("moved", attacked), ("moved_by_noise", noisy))
+        }
         if truths is not None:
-            measured["ranks"] = np.stack([_ranks(posterior, where.named(x), truths, coverage_draws) for x in each])
+            ranked = [(posterior, where.named(x), truths, coverage_draws) for x in each]
+            measured["ranks"] = part.stacked("ranks", _ranks, ranked).numpy()
         if replicates:
-            measured["predictive"] = replicates.distances(posterior, where, around, each)
-    if norm == "l2" and posterior.normalised:
-        measured["bound"] = _bounds(posterior, where, sizes * where.unit, bound_draws, seed)
+            predicted = [(posterior, where, around, x) for x in each]
+            measured["predictive"] = part.stacked("predictive", replicates.distance, predicted).numpy()
+        if norm == "l2" and posterior.normalised:
+            (largest,) = part.stacked("bound", _largest, [(posterior, where, bound_draws, seed)])
+            measured["bound"] = 0.5 * np.square(radii)[:, None] * largest.numpy()
     before, after, aside = (values.double().numpy() for values in (where.x, attacked, noisy))
-    return AttackSet(posterior.observables, norm, sizes, sizes * where.unit, before, after, aside, **measured)
+    return AttackSet(posterior.observables, norm, sizes, np.array(radii), before, after, aside, **measured)
+
+
+class _Parts(NamedTuple):
+    """What is made one by one, each with random numbers of its own, and kept while the rest is made."""
+
+    folder: Path | None
+    seed: int
+
+    def stacked(
+        self,
+        name: str,
+        make: Callable[..., Tensor],
+        asked: Sequence[tuple[Any, ...]],
+        known: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """What is made of each of the arguments; ``known`` is called for each that was kept before."""
+        made = []
+        for k, arguments in enumerate(asked):
+            file = self.folder / f"{name}-{k}.npz" if self.folder else None
+            if file and file.is_file():
+                known()
+            with seeded(int(np.random.SeedSequence((self.seed, 13, *f"{name}-{k}".encode())).generate_state(1)[0])):
+                made.append(torch.from_numpy(kept(file, partial(_arrays, make, arguments))["made"]))
+        return torch.stack(made)
+
+
+def _arrays(make: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Arrays:
+    return {"made": make(*arguments).cpu().numpy()}
+
+
+def evaluations(find: Search, steps: int, restarts: int) -> int:
+    """How often an attack of one size asks the posterior, of all observations at once."""
+    return 0 if find is SEARCHES["noise"] else restarts * (steps + (find is SEARCHES["random"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,38 +326,36 @@ class _Plan:
             best = torch.stack([judged(where.named(x)) for x in tries]).argmax(0).to(tries.device)
         return tries[best, torch.arange(len(best))]
 
-    @torch.no_grad()
-    def measured(self, where: Region, found: Float[Tensor, "size rows entry"]) -> dict[str, np.ndarray]:
-        """Both KL divergences, as far as the posterior has them."""
-        names = list(_EVALUATION) if hasattr(self.posterior, "rsample_stratified") else ["clean_attacked"]
-        return {
-            _EVALUATION[name]: np.stack([self._measured(DIVERGENCES[name], where, x) for x in found]) for name in names
-        }
+    def known(self) -> None:
+        """What `worst` tells of its progress, at once."""
+        self.progress(evaluations(self.find, self.steps, self.restarts))
 
-    def _measured(self, divergence: Divergence, where: Region, found: Tensor) -> np.ndarray:
+    @property
+    def measurable(self) -> list[str]:
+        """Both KL divergences, as far as the posterior has them."""
+        return list(_EVALUATION) if hasattr(self.posterior, "rsample_stratified") else ["clean_attacked"]
+
+    @torch.no_grad()
+    def measured(self, of: str, where: Region, found: Float[Tensor, "rows entry"]) -> Float[Tensor, "rows"]:
         portions = zip(*(rows.split(max(1, _AT_ONCE // self.evaluation)) for rows in (where.x, found)), strict=True)
         values = [
-            divergence(self.posterior, where.named(x), self.evaluation)(where.named(attacked))
+            DIVERGENCES[of](self.posterior, where.named(x), self.evaluation)(where.named(attacked))
             for x, attacked in portions
         ]
-        return torch.cat(values).double().cpu().numpy()
+        return torch.cat(values).double()
 
 
 def _noisy(where: Region, around: Ball, radius: float) -> Tensor:
     return where.settled(where.at(noise(where, around, radius)), around, radius)
 
 
-def _bounds(
-    posterior: Posterior, where: Region, radii: Float[np.ndarray, "size"], draws: int, seed: int
-) -> Float[np.ndarray, "size observation"]:
-    clean = where.named(where.x)
-    largest = fisher_eigenvalue(posterior, clean, draws=draws, seed=seed, coordinates=where.gradient)
-    return 0.5 * radii[:, None] ** 2 * largest.cpu().numpy()
+def _largest(posterior: Posterior, where: Region, draws: int, seed: int) -> Float[Tensor, "observation"]:
+    return fisher_eigenvalue(posterior, where.named(where.x), draws=draws, seed=seed, coordinates=where.gradient)
 
 
-def _ranks(posterior: Posterior, x: dict[str, Tensor], theta: np.ndarray, draws: int) -> np.ndarray:
+def _ranks(posterior: Posterior, x: dict[str, Tensor], theta: np.ndarray, draws: int) -> Float[Tensor, "truth"]:
     _, log_q = posterior.sample_with_log_prob((draws,), x)
-    return (log_q > posterior.log_prob_batched(torch.as_tensor(theta)[None], x)).double().mean(0).cpu().numpy()
+    return (log_q > posterior.log_prob_batched(torch.as_tensor(theta)[None], x)).double().mean(0)
 
 
 def require_at_least(numbers: Mapping[str, Any], least: Mapping[str, int] = MappingProxyType({})) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from ...simulators.base import Simulator
 from ...simulators.block import Protection
 from ..base import CheckResult, says_p, verdict
 from ..plots import draw_attack_check
-from .attack import AttackSet, attack, require_at_least
+from .attack import AttackSet, attack, evaluations, require_at_least
 from .region import UNITS
 from .search import SEARCHES
 
@@ -114,7 +115,7 @@ class Attack:
     @property
     def evaluations(self) -> int:
         """How often the search asks the posterior, of all observations at once."""
-        return len(self.eps) * self.restarts * (self.steps + (self.search == "random"))
+        return len(self.eps) * evaluations(SEARCHES[self.search], self.steps, self.restarts)
 
     def attack(
         self,
@@ -125,6 +126,7 @@ class Attack:
         simulator: Simulator | None = None,
         protection: Protection | None = None,
         seed: int = 0,
+        parts: Path | None = None,
         progress: Callable[[int], None] = lambda evaluations: None,
     ) -> AttackSet:
         """Attack the first observations; coverage is of theirs, and so are predictions where there is a simulator."""
@@ -147,6 +149,7 @@ class Attack:
             predictive_draws=self.predictive_draws,
             protection=protection,
             seed=seed,
+            parts=parts,
             progress=progress,
         )
 

@@ -65,20 +65,17 @@ class Predictive:
                 f"{len(self.simulator.prior.names)}"
             )
 
-    def distances(
-        self, posterior: Posterior, where: Region, ball: Ball, found: Float[Tensor, "sets rows entry"]
-    ) -> Float[np.ndarray, "sets predicted"]:
-        """Of the first observations, for every set of them that the posterior may be given; NaN where no simulation is ok."""
-        sets = found[:, :_OBSERVATIONS]
-        return np.stack([self._distances(posterior, where, ball, x).double().numpy() for x in sets])
-
-    def _distances(self, posterior: Posterior, where: Region, ball: Ball, x: Tensor) -> Float[Tensor, "predicted"]:
+    def distance(
+        self, posterior: Posterior, where: Region, ball: Ball, x: Float[Tensor, "rows entry"]
+    ) -> Float[Tensor, "predicted"]:
+        """Of the first observations, clean or attacked; NaN where no simulation is ok."""
+        x = x[:_OBSERVATIONS]
         theta = posterior.sample_batched((self.draws,), where.named(x), seed=self.seed).cpu()
         observed = where.x[: len(x)].repeat(self.draws, 1)
         simulated, ok = self._simulated(theta.flatten(0, 1).numpy(), posterior.observables, where.named(observed))
         distance = torch.full((len(observed),), torch.nan)
         distance[ok] = where.length((simulated - observed)[ok] * where.free, ball)[:, 0]
-        return distance.reshape(self.draws, -1).nanquantile(0.5, dim=0)
+        return distance.reshape(self.draws, -1).nanquantile(0.5, dim=0).double()
 
     def _simulated(
         self, theta: np.ndarray, wanted: Variables, observed: dict[str, Tensor]
