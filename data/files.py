@@ -77,7 +77,7 @@ def remove(path: Path) -> None:
     doomed = _temporary(path)
     path.rename(doomed)
     if doomed.is_dir() and not doomed.is_symlink():
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)  # others may still write there; what they leave is swept
     else:
         doomed.unlink()
 

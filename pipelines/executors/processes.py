@@ -70,9 +70,19 @@ class Processes:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
         finally:
-            if late():
-                _end(list((pool._processes or {}).values()))  # Python 3.14 has `terminate_workers`
-            pool.shutdown(wait=True, cancel_futures=True)
+            _close(pool)
+
+
+def _close(pool: ProcessPoolExecutor) -> None:
+    """Let workers finish what they are at, unless there is no time for it, or no more while they are waited for."""
+    workers = list((pool._processes or {}).values())  # Python 3.14 has `terminate_workers`
+    try:
+        if late():
+            _end(workers)
+        pool.shutdown(wait=True, cancel_futures=True)
+    except BaseException:
+        _end(workers)  # nobody else does, and this process would wait for them when it exits
+        raise
 
 
 def _end(workers: Sequence[BaseProcess]) -> None:
@@ -125,8 +135,19 @@ def _start_worker(parent: int, wish: Event) -> None:
     share(wish)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which lets the running shards finish
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # in children of a worker it is theirs to deal with
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the parent has no time left for that
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _leave(*_: object) -> None:
+    """The parent has no time left, or has lost another worker: keep what there is, and begin nothing else."""
+    leaving = threading.Event()
+    leaving.set()
+    share(leaving)
+    end = threading.Timer(_SECONDS, os._exit, (1,))
+    end.daemon = True
+    end.start()
+    raise KeyboardInterrupt
 
 
 def _die_with(parent: int) -> None:

@@ -21,17 +21,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ...data.errors import ExecutorError, SchedulerError
 from ...data.files import remove, write_bytes
-from ...data.stopping import stop_if_asked
+from ...data.stopping import late, stop_if_asked
 from ..config import LocalConfig
 from ..slurm.ledger import dealt
 from ..slurm.scheduler import LARGEST_ARRAY, Scheduler
 from ..slurm.script import LOGS, Array, file_of, log_of, script
 from ..slurm.settings import SlurmConfig
-from ..slurm.signals import heard
+from ..slurm.signals import getting_on, heard
 from .inline import Inline
 from .processes import Processes
 from .sending import loaded, pickled, require_same_versions, versions
@@ -40,6 +40,7 @@ logger = logging.getLogger("simfer.run")
 
 _LOOK = 0.5  # seconds between looks at the folder; more, the longer nothing comes
 _PATIENCE = 5.0  # seconds before it is said what is waited for
+_UNANSWERED = 20  # questions in a row after which a scheduler is given up
 _NAME = "map"
 _STOP = "stop"
 
@@ -83,12 +84,12 @@ class Slurm:
             write_bytes(place / "task.pkl", pickle.dumps(sent))
             while todo:
                 before = len(todo)
-                with self._array(place, list(todo)) as job:
-                    for index, outcome in self._outcomes(place, job, todo):
+                with self._array(place, list(todo)) as watch:
+                    for index, outcome in self._outcomes(place, watch, todo):
                         del todo[index]
                         yield outcome.value()
                 if todo:
-                    _require_more(place, job, list(todo), brought=before - len(todo))
+                    _require_more(place, watch.job, list(todo), brought=before - len(todo))
         except ExecutorError:
             raise
         except BaseException:
@@ -97,12 +98,13 @@ class Slurm:
         remove(place)
 
     @contextmanager
-    def _array(self, place: Path, left: Sequence[int]) -> Iterator[str]:
+    def _array(self, place: Path, left: Sequence[int]) -> Iterator[_Watch]:
         """Queue what is left; at the end cancel what waits, and wait for what runs."""
         scheduler = Scheduler()
         largest = scheduler.largest_array() or LARGEST_ARRAY
         tasks = min(len(left), self.settings.simulate.array or largest, largest)
         write_bytes(place / "parts.pkl", pickle.dumps(dealt(left, tasks)))
+        remove(place / "running")  # with the marks of tasks that were killed
         for folder in (LOGS, "running", "results"):
             (place / folder).mkdir(parents=True, exist_ok=True)
         (place / _STOP).unlink(missing_ok=True)
@@ -110,24 +112,26 @@ class Slurm:
         file.parent.mkdir(exist_ok=True)
         local = LocalConfig(slurm=self.settings)
         file.write_text(script(_NAME, "simulate", local, Array(tasks, ""), does="slurm-map"), encoding="utf-8")
-        job = scheduler.submit(file_of("simulate"), place)
+        watch = _Watch(scheduler.submit(file_of("simulate"), place), self.interval)
         try:
-            yield job
+            yield watch
         finally:
             (place / _STOP).touch()
             try:
-                scheduler.cancel([job], waiting=True)
+                scheduler.cancel([watch.job], waiting=True)
+                self._wait(place, watch)
             except SchedulerError as error:  # they find the folder gone
                 logger.warning("%s", error)
-            self._wait(place, job, scheduler)
 
-    def _outcomes(self, place: Path, job: str, todo: dict[int, Any]) -> Iterator[tuple[int, _Outcome]]:
+    def _outcomes(self, place: Path, watch: _Watch, todo: dict[int, Any]) -> Iterator[tuple[int, _Outcome]]:
         """Those that are not read yet, until all are or the job has ended.
 
         Raises:
             ExecutorError: A task cannot work at all.
+            SchedulerError: Nobody knows any more how the job is.
+            KeyboardInterrupt: This process is asked to stop.
         """
-        scheduler, asked, ended, pause = Scheduler(), time.monotonic(), False, _LOOK
+        ended, pause = False, _LOOK
         while todo:
             pause = min(1.5 * pause, max(_LOOK, self.interval / 6))
             for index in sorted(todo.keys() & _written(place)):
@@ -137,30 +141,58 @@ class Slurm:
                 raise ExecutorError((place / "refused").read_text(encoding="utf-8"))
             if not todo or ended:
                 return
-            if time.monotonic() - asked > self.interval:
-                asked, ended = time.monotonic(), not self._runs(job, scheduler)
+            stop_if_asked()
+            ended = not watch.runs()
             time.sleep(pause)
 
-    @staticmethod
-    def _runs(job: str, scheduler: Scheduler) -> bool:
-        """Whether a task of the job may still do something; so it is held while the scheduler cannot be asked."""
+    def _wait(self, place: Path, watch: _Watch) -> None:
+        """Until no task is at an item; a mark of one that was killed stays, and the job has ended then."""
+        asked, told = time.monotonic(), False
+        while any((place / "running").iterdir()) and watch.runs() and not late():
+            if not told and time.monotonic() - asked > _PATIENCE:
+                logger.warning("waiting for what runs in job %s; `scancel %s` ends that as well", watch.job, watch.job)
+                told = True
+            time.sleep(_LOOK / 5)
+
+
+class _Watch:
+    """Asks the scheduler how a job is, once in so many seconds.
+
+    Args:
+        job: Its number.
+        interval: Seconds.
+    """
+
+    def __init__(self, job: str, interval: float) -> None:
+        self.job, self._interval = job, interval
+        self._scheduler, self._asked = Scheduler(), time.monotonic()
+        self._unanswered, self._told = 0, ""
+
+    def runs(self) -> bool:
+        """Whether a task of the job may still do something, for all that is known.
+
+        Raises:
+            SchedulerError: The scheduler could not be asked many times in a row.
+        """
+        if time.monotonic() - self._asked <= self._interval:
+            return True
+        self._asked = time.monotonic()
         try:
-            return any(entry.active for entry in scheduler.queue([job]).values())
+            entries = self._scheduler.queue([self.job]).values()
         except SchedulerError as error:
+            self._unanswered += 1
+            if self._unanswered >= _UNANSWERED:
+                raise
             logger.warning("%s", error)
             return True
-
-    def _wait(self, place: Path, job: str, scheduler: Scheduler) -> None:
-        asked, told = time.monotonic(), False
-        while any((place / "running").iterdir()):
-            if not told and time.monotonic() - asked > _PATIENCE:
-                logger.warning("waiting for what runs in job %s; `scancel %s` ends that as well", job, job)
-                told = True
-            if time.monotonic() - asked > self.interval:  # a mark of a task that was killed stays
-                asked = time.monotonic()
-                if not self._runs(job, scheduler):
-                    return
-            time.sleep(_LOOK / 5)
+        self._unanswered = 0
+        held = next(
+            (entry.reason for entry in entries if entry.state == "PENDING" and "held" in entry.reason.lower()), ""
+        )
+        if held and held != self._told:
+            logger.warning("job %s waits: %s; `scontrol release %s` lets it go on", self.job, held, self.job)
+        self._told = held
+        return any(entry.active for entry in entries)
 
 
 class _Sent(NamedTuple):
@@ -209,8 +241,9 @@ def work(place: Path) -> None:
             _task_of(place)
             left = [index for index in parts[number] if not _result_file(place, index).exists()]
             executor = Processes(cpus) if cpus > 1 else Inline()
-            for _ in executor.map(_Do(place), left):
-                stop_if_asked()
+            with getting_on("simulate", lambda: sum(_result_file(place, index).exists() for index in left)):
+                for _ in executor.map(_Do(place), left):
+                    stop_if_asked()
     except ExecutorError as error:
         write_bytes(place / "refused", str(error).encode())
         raise
@@ -219,7 +252,7 @@ def work(place: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Do(Generic[Item]):
+class _Do:
     """Does an item, and writes what comes of it."""
 
     place: Path
@@ -246,9 +279,11 @@ def _task_of(place: Path) -> tuple[Callable[[Any], Any], list[Any]]:
 def _portable(outcome: _Outcome) -> bytes:
     try:
         found = pickle.dumps(outcome)
-        pickle.loads(found)  # exceptions with arguments of their own may not come back
-    except Exception:
-        return pickle.dumps(_Outcome(None, ExecutorError(f"a task failed: {outcome.error}"), outcome.raised))
+        if outcome.error is not None:
+            pickle.loads(found)  # exceptions with arguments of their own may not come back
+    except Exception as error:
+        why = f"a task failed: {outcome.error}" if outcome.error else f"what a task found cannot be sent: {error}"
+        return pickle.dumps(_Outcome(None, ExecutorError(why), outcome.raised))
     return found
 
 
@@ -270,7 +305,8 @@ def _require_more(place: Path, job: str, left: Sequence[int], brought: int) -> N
     if brought and not cancelled:
         return
     said = sorted({f"{entry.state} {entry.reason}".strip() for entry in states.values() if entry.state != "COMPLETED"})
-    files = (place / log_of(_NAME, "simulate", job, task) for _, task in states if task is not None)
+    bad = (task for (_, task), entry in states.items() if entry.state != "COMPLETED")
+    files = (place / log_of(_NAME, "simulate", job, task) for task in bad if task is not None)
     logs = [file for file in files if file.exists()]
     where = f"see {logs[0]}" if logs else f"there is no log: {place} must be on a file system that all nodes share"
     raise ExecutorError(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..config import LocalConfig
 
 FOLDER = "slurm"
-_IN_PARTS = ("train", "diagnose")  # stages that go on where they were, besides arrays
 LOGS = "logs/slurm"
+_IN_PARTS = ("train", "diagnose")  # stages that go on where they were, besides arrays
 
 _SCRIPT = """\
 #!/bin/bash
@@ -34,7 +34,7 @@ here=$PWD
 set +eu; cd "$here" || exit  # whatever the lines above have set
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}} MKL_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
-export SIMFER_GRACE={grace}
+export SIMFER_GRACE={grace} SIMFER_RESTARTS={restarts}
 
 # {warning} s before the time is up, or before preemption, this shell gets USR1: simfer saves what it has and ends with 130.
 # A TERM that comes sooner after it, or without it, is that of `scancel`: the job is not to come back.
@@ -53,11 +53,11 @@ job=$SLURM_JOB_ID
 [ -n "$SLURM_ARRAY_TASK_ID" ] && job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 again=
 if [ -n "$warned" ] && [ "$code" -ge 128 ]; then
-  again="its time was up, and what it had is saved"
+  again="its time was up"
 elif [ "$code" -eq 137 ] || [ "$code" -eq 134 ] || [ "$code" -eq 139 ] || [ "$code" -eq 135 ]; then  # killed, or crashed
   grep -qs '"state": "failed"' "slurm/tasks/{stage}-$job.json" || again="its process was killed"
 fi
-if [ -z "$warned" ] || [ -z "{parts}" ]; then  # begun anew, it may end the same
+if [ -z "$warned" ] || [ -z "{parts}" ]; then  # it begins anew, and may end the same
   [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] || again=
 fi
 if [ -n "$again" ] && [ -z "$cancelled" ]; then

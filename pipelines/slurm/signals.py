@@ -6,11 +6,13 @@ it has not done so within its grace. TERM, which comes with `scancel` and preemp
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ...data.stopping import ask_to_stop, go_on, leave_now
+from ...data.errors import ExecutorError
+from ...data.stopping import ask_to_stop, go_on, late, leave_now
 
 _HEARD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGALRM)
 
@@ -30,6 +32,7 @@ def heard(grace: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         for one in _HEARD:
             signal.signal(one, signal.SIG_IGN)  # once: what is written meanwhile is not to be disturbed
+        ask_to_stop()
         leave_now()
         raise KeyboardInterrupt
 
@@ -43,3 +46,27 @@ def heard(grace: float) -> Iterator[None]:
         for one, handler in before.items():
             signal.signal(one, handler)
         go_on()
+
+
+@contextmanager
+def getting_on(stage: str, done: Callable[[], float]) -> Iterator[None]:
+    """End a job for good that was started again and again, and whose time is up once more before it has saved anything.
+
+    Args:
+        stage: Whose time it is.
+        done: Grows when something is saved.
+
+    Raises:
+        ExecutorError: In place of KeyboardInterrupt, after which it would be requeued.
+    """
+    before = done()
+    try:
+        yield
+    except KeyboardInterrupt:
+        starts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if late() and starts >= int(os.environ.get("SIMFER_RESTARTS", "3")) and done() <= before:
+            raise ExecutorError(
+                f"started {starts + 1} times, and its time was up before a part of its work was saved: give "
+                f"`local.slurm.{stage}.time` more, or `local.slurm.warning`, the seconds there are to save in"
+            ) from None
+        raise

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ... import __version__
 from ...data.errors import RunFolderError, SimferError
+from ...data.records import PENDING
 from ...data.store import SimulationStore
 from ...simulators.campaign import fill_shards
 from ...simulators.imported import Imported
@@ -20,11 +21,12 @@ from ..executors import Inline, Processes
 from ..folder import STORE, RunFolder
 from ..job import Job, make_job
 from ..progress import Reporter
+from ..stages import STAGES
 from ..tasks import Task, follow, leading
 from ..yaml_file import read_source
 from .ledger import Ledger, shards_of
 from .notes import Notes
-from .signals import heard
+from .signals import getting_on, heard
 
 _LOCK = 600.0  # seconds that a job waits for one on a node that the scheduler has lost
 _SIGHT = 60.0  # and for files that other nodes have just written
@@ -41,7 +43,7 @@ def run_task(folder: Path, stage: str, shards: str | None) -> None:
         shards: File that says which shards this task of an array owns; None does the whole stage.
 
     Raises:
-        KeyboardInterrupt: The job is to stop; all is saved.
+        KeyboardInterrupt: The job is to stop; what can be is saved.
         SimferError: What went wrong.
     """
     if not (folder / "config.yaml").is_file():
@@ -87,7 +89,7 @@ def _work(folder: Path, stage: str, shards: str | None, notes: Notes, task: Task
         return
     if stage != "simulate" and not isinstance(job.simulator, Imported):
         _require_simulations(folder / STORE)
-    with leading(task, RunFolder(folder), job.config.local):
+    with getting_on(stage, lambda: _newest(folder, stage)), leading(task, RunFolder(folder), job.config.local):
         execute(job, RunFolder(folder), [stage], reporter, wait=_LOCK)
 
 
@@ -112,7 +114,7 @@ def _fill(job: Job, folder: Path, shards: list[int], notes: Notes, reporter: Rep
         notes.update(done=done, shard=_next(store, todo, done - notes.note.done_before))
 
     cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    with reporter.bar("simulate", left, "rows") as meter:
+    with getting_on("simulate", lambda: _simulated(store, todo)), reporter.bar("simulate", left, "rows") as meter:
         fill_shards(
             job.simulator,
             store.path.absolute(),
@@ -125,6 +127,17 @@ def _fill(job: Job, folder: Path, shards: list[int], notes: Notes, reporter: Rep
             reference=job.reference,
             progress=tell,
         )
+
+
+def _simulated(store: SimulationStore, shards: list[int]) -> int:
+    """Rows of some shards that are not pending."""
+    return sum(int((store.read_array("status", store.layout.shard_rows(shard)) != PENDING).sum()) for shard in shards)
+
+
+def _newest(folder: Path, stage: str) -> float:
+    """When anything of a stage was last written."""
+    files = (file for name in STAGES[stage].everything for file in (folder / name).rglob("*") if file.is_file())
+    return max((file.stat().st_mtime for file in files), default=0.0)
 
 
 def _next(store: SimulationStore, todo: list[int], done: int) -> int | None:

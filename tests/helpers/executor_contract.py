@@ -64,7 +64,7 @@ class KillsItsWorker(TwoMoons):
 
     def simulate(self, theta, rng, context=None):
         mark = Path(self.marks)
-        if len(list(mark.glob("call-*"))) == 5 and not (mark / "killed").exists():
+        if len(list(mark.glob("call-*"))) >= 5 and not (mark / "killed").exists():
             (mark / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         (mark / f"call-{time.monotonic_ns()}").touch()

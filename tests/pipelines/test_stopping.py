@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,17 @@ import torch
 
 import simfer
 from simfer.data.batch import Batch
-from simfer.data.errors import ConfigError
-from simfer.data.stopping import ask_to_stop, go_on, stop_asked
+from simfer.data.errors import ConfigError, ExecutorError
+from simfer.data.stopping import ask_to_stop, go_on, stop_asked, stop_if_asked
 from simfer.data.store import SimulationStore
+from simfer.diagnostics.attacks.check import Attack
 from simfer.diagnostics.calibration import CalibrationSet
 from simfer.estimators.base import Posterior
 from simfer.estimators.module import TrainingModule
 from simfer.estimators.settings import EmbeddingSettings, EstimatorSettings, FlowSettings, TrainingSettings
 from simfer.pipelines.api import Run
 from simfer.pipelines.executors import Processes
-from simfer.pipelines.slurm.signals import heard
+from simfer.pipelines.slurm.signals import getting_on, heard
 from simfer.pipelines.staging import staged
 from simfer.simulators.campaign import simulate
 from simfer.simulators.two_moons import TwoMoons
@@ -100,20 +103,43 @@ def test_an_interruption_within_a_block_keeps_those_before_it(line: Any, tmp_pat
 
 
 class Stuck(TwoMoons):
-    """Hears nothing, as what is computed outside Python."""
+    """Hears nothing in workers, as what is computed outside Python."""
+
+    def __init__(self, marks: str) -> None:
+        self.marks, self.parent = marks, os.getpid()
 
     def simulate(self, theta: np.ndarray, rng: np.random.Generator, context: Any = None) -> dict[str, np.ndarray]:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        time.sleep(60)
+        if os.getpid() != self.parent:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            (Path(self.marks) / str(os.getpid())).touch()
+            time.sleep(300)
         return super().simulate(theta, rng)
 
 
-def test_workers_are_not_waited_for_when_time_is_over(tmp_path: Path) -> None:
-    started = time.monotonic()
-    threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+@pytest.mark.slow
+@pytest.mark.timeout(200, method="thread")  # the other method is by the signal that is tested
+@pytest.mark.parametrize("stuck", [1, 2])
+def test_workers_are_not_waited_for_when_time_is_over(tmp_path: Path, stuck: int) -> None:
+    """Also where another worker has heard the warning, and is waited for when the time is up."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def warn() -> None:
+        while len(list(marks.iterdir())) < stuck:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=warn, daemon=True).start()
     with heard(grace=3.0), pytest.raises(KeyboardInterrupt):
-        simulate(Stuck(), 1600, tmp_path / "store", block=100, executor=Processes(2))
-    assert time.monotonic() - started < 50
+        simulate(Stuck(str(marks)), 1600, tmp_path / "store", block=100, executor=Processes(2))
+    assert not any(_lives(int(mark.name)) for mark in marks.iterdir())
+
+
+def _lives(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
 
 
 class Slow(TwoMoons):
@@ -126,13 +152,14 @@ def test_workers_stop_within_their_shards(tmp_path: Path) -> None:
     """Two workers at shards that take a second each."""
 
     def stop(rows: int) -> None:
-        if rows:  # both are in the middle of their second shard soon
-            threading.Timer(0.45, ask_to_stop).start()
+        if rows and not timer.ident:  # both are in the middle of their second shard soon
+            timer.start()
 
     for attempt in range(3):  # on a busy machine both may have come to the end of one just then
-        path = tmp_path / f"store{attempt}"
+        path, timer = tmp_path / f"store{attempt}", threading.Timer(0.45, ask_to_stop)
         with pytest.raises(KeyboardInterrupt):
             simulate(Slow(), 1600, path, block=10, executor=Processes(2), progress=stop)
+        timer.join()
         done = SimulationStore.open(path).counts()["ok"]
         go_on()
         if done % 100:
@@ -212,6 +239,57 @@ def test_checks_go_on_where_their_draws_were_interrupted(
     assert (again.fared is None) == (whole.fared is None) == (of is not chains)
     if again.fared and whole.fared:
         assert again.fared.numbers | {"seconds": 0} == whole.fared.numbers | {"seconds": 0}
+
+
+def test_attacks_go_on_after_the_sizes_that_are_done(finished: Run, tmp_path: Path) -> None:
+    theta = finished._job.prior.sample(20, np.random.default_rng(1))
+    x = finished._job.simulator.simulate(theta, np.random.default_rng(2))
+    check = Attack(steps=5, observations=20)
+    arguments = (finished.posterior, theta, x)
+    whole = check.attack(*arguments, simulator=finished._job.simulator, seed=3)
+    told: list[int] = []
+
+    def tell(evaluations: int) -> None:
+        told.append(evaluations)
+        if len(told) == 7:  # in the second of three sizes
+            ask_to_stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        check.attack(*arguments, simulator=finished._job.simulator, seed=3, parts=tmp_path, progress=tell)
+    go_on()
+    assert len(told) == 10
+    told.clear()
+    again = check.attack(*arguments, simulator=finished._job.simulator, seed=3, parts=tmp_path, progress=told.append)
+    assert told == [5, 5, 1, 1, 1, 1, 1]
+    assert sum(told) == check.evaluations
+    for name in ("attacked", "noisy", "ranks", "bound", "predictive"):
+        assert np.array_equal(getattr(again, name), getattr(whole, name)), name
+    for name in ("moved", "moved_by_noise"):
+        ours, theirs = getattr(again, name), getattr(whole, name)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[formula], theirs[formula]) for formula in ours)
+
+
+def ends(done: Callable[[], float], *, at_once: bool = False) -> None:
+    """A job whose time is up, and that then is late, or stops at once."""
+    with heard(grace=0.05), getting_on("diagnose", done):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if at_once:
+            stop_if_asked()
+        signal.pause()
+
+
+def test_a_job_that_never_gets_on_is_not_requeued_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with pytest.raises(KeyboardInterrupt):
+        ends(lambda: 7.0)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    with pytest.raises(KeyboardInterrupt):
+        ends(itertools.count().__next__)
+    with pytest.raises(KeyboardInterrupt):
+        ends(lambda: 7.0, at_once=True)
+    with pytest.raises(ExecutorError, match=r"started 4 times, .*: give `local.slurm.diagnose.time` more"):
+        ends(lambda: 7.0)
 
 
 def test_a_warning_is_noted_and_time_that_is_up_interrupts() -> None:

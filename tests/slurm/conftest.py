@@ -158,8 +158,11 @@ class Cluster:
     def wait(self, condition: Callable[[], Any], seconds: float = 60.0, every: float = 0.2) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {seconds} s\n{self.ask('squeue', '-a', '-t', 'all')}\n{self.logs()}")
+            dead = [name for name, process in self._processes.items() if process.poll() is not None]
+            if time.monotonic() > deadline or dead:
+                raise TimeoutError(
+                    f"not within {seconds} s (dead: {dead})\n{self.ask('squeue', '-a', '-t', 'all')}\n{self.logs()}"
+                )
             time.sleep(every)
 
     def logs(self) -> str:

@@ -48,10 +48,25 @@ def test_a_task_has_processes_for_its_cpus(cluster: Any, tmp_path: Path) -> None
     assert sorted(found) == [item * item for item in range(10)]
 
 
+class Started(Noted):
+    """Notes by which start of its job an item is done."""
+
+    def __call__(self, item: int) -> int:
+        (self.folder / f"start-{os.environ.get('SLURM_RESTART_COUNT', '0')}-{item}").touch()
+        return super().__call__(item)
+
+
 def test_a_time_limit_is_no_end(cluster: Any, tmp_path: Path) -> None:
-    """What is done stays done: each of the items is begun once."""
-    found = array(tmp_path / "jobs", array=1, time=1).map(Noted(tmp_path, 15.0), range(4))
-    assert sorted(found) == [0, 1, 4, 9]
+    """The warning comes by hand: what is done stays done, and the task is requeued for the rest."""
+    task = Started(tmp_path, 1.0)
+    results = iter(array(tmp_path / "jobs", array=1).map(task, range(6)))
+    first = next(results)
+    cluster.ask("scancel", "--batch", "--signal=USR1", "--name=map-simulate")
+    assert sorted([first, *results]) == [item * item for item in range(6)]
+    first_start, second_start = (task.noted(f"start-{n}-") for n in range(2))
+    assert first_start
+    assert second_start
+    assert not first_start & second_start
 
 
 def test_a_job_that_is_cancelled_is_not_submitted_again(cluster: Any, tmp_path: Path) -> None:
@@ -98,7 +113,7 @@ def test_a_run_simulates_by_an_array(cluster: Any, tmp_path: Path) -> None:
 def test_a_run_that_is_killed_while_it_waits_goes_on(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its array goes on, and the next one beside it: both write the same bytes."""
+    """What its array was at ends, or is at it still beside the next one: both write the same bytes."""
     monkeypatch.setenv("SIMFER_TEST_SIMULATE", "0.3")
     config = tmp_path / "waits.yaml"
     config.write_text(
@@ -119,9 +134,11 @@ def test_a_run_that_is_killed_while_it_waits_goes_on(
         str(run),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    cluster.wait(lambda: list(run.glob(".slurm-map-*/results/*.pkl")))
-    process.kill()
-    process.wait()
+    try:
+        cluster.wait(lambda: list(run.glob(".slurm-map-*/results/*.pkl")), 120.0)
+    finally:
+        process.kill()
+        process.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     monkeypatch.setenv("SIMFER_TEST_SIMULATE", "0")
     whole = simulate(load_file(Path(__file__).parent / "own.py").Line(), 640, tmp_path / "whole", shards=32)

@@ -24,7 +24,7 @@ class Shell:
             file = folder / name
             file.write_text(f"#!/bin/bash\n{text}\n")
             file.chmod(0o755)
-        local = LocalConfig.model_validate({"slurm": {"command": str(folder / "simfer"), "warning": 2, **slurm}})
+        local = LocalConfig.model_validate({"slurm": {"command": str(folder / "simfer"), "warning": 20, **slurm}})
         (folder / "job").write_text(script("run", stage, local, Array(2, "x") if stage == "simulate" else None))
 
     def start(self, **variables: str) -> subprocess.Popen[str]:
@@ -59,7 +59,7 @@ trap 'told=1' USR1
 trap 'exit 130' TERM
 touch begun
 while [ -z "$told" ]; do /bin/sleep 0.05; done
-/bin/sleep 1.5
+/bin/sleep 2.5
 touch saved
 exit 130
 """
