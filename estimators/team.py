@@ -14,12 +14,13 @@ import pickle
 import queue
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge, wait
@@ -163,26 +164,46 @@ def arrivals(
         TrainingError: Not all did in time, or one of the children died.
     """
     found: queue.Queue[tuple[Connection, Hello]] = queue.Queue()
-    threading.Thread(target=_accept, args=(listener, key, found), daemon=True).start()
+    over, address = threading.Event(), listener.address
+    threading.Thread(target=_accept, args=(listener, key, found, over), daemon=True).start()
     deadline = time.monotonic() + seconds
-    for _ in range(many):
-        while True:
-            try:
-                yield found.get(timeout=0.5)
-                break
-            except queue.Empty:
-                if any(child.poll() is not None for child in children) or time.monotonic() > deadline:
-                    raise TrainingError(
-                        f"the {many} processes that are to train together did not all come within {seconds:g} s, or ended: see "
-                        "what they printed; use `devices: 1` to train in one"
-                    ) from None
+    try:
+        for _ in range(many):
+            yield _next(found, many, children, deadline, seconds)
+    finally:
+        over.set()
+        with suppress(OSError):  # to close the listener would not wake who accepts
+            socket.create_connection(address, 1.0).close()
 
 
-def _accept(listener: Listener, key: bytes, found: queue.Queue[tuple[Connection, Hello]]) -> None:
+def _next(
+    found: queue.Queue[tuple[Connection, Hello]],
+    many: int,
+    children: Sequence[subprocess.Popen[bytes]],
+    deadline: float,
+    seconds: float,
+) -> tuple[Connection, Hello]:
+    while True:
+        try:
+            return found.get(timeout=0.5)
+        except queue.Empty:
+            if any(child.poll() is not None for child in children) or time.monotonic() > deadline:
+                raise TrainingError(
+                    f"the {many} processes that are to train together did not all come within {seconds:g} s, or ended: see "
+                    "what they printed; use `devices: 1` to train in one"
+                ) from None
+
+
+def _accept(
+    listener: Listener, key: bytes, found: queue.Queue[tuple[Connection, Hello]], over: threading.Event
+) -> None:
     while True:
         try:
             connection = listener.accept()
         except OSError:  # it is closed
+            return
+        if over.is_set():
+            connection.close()
             return
         threading.Thread(target=_greet, args=(connection, key, found), daemon=True).start()
 
