@@ -6,12 +6,18 @@ import os
 import shutil
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 from simfer.data.variables import Variable, Variables
 from simfer.simulators.prior import Prior
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Shapes are checked in all tests but the slow ones, whose loops take twice as long with them."""
+    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

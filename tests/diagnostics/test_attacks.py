@@ -151,6 +151,7 @@ def test_other_norms_reach_their_closed_forms(posterior: DirectPosterior, norm: 
     assert not len(found.bound)  # which is of L2
 
 
+@pytest.mark.slow
 def test_the_attack_of_a_linear_gaussian_posterior_reaches_the_bound_and_noise_does_not(
     posterior: DirectPosterior,
 ) -> None:
@@ -271,6 +272,7 @@ def test_a_simulator_of_something_else_is_refused(posterior: DirectPosterior, kn
         attack(knowing, precise_rows(5)[1], simulator=SIMULATOR)
 
 
+@pytest.mark.slow
 def test_attack_beats_random_search_which_beats_noise(posterior: DirectPosterior) -> None:
     x = pairs(100)[1]
     searches = ("pgd", "adam", "random", "noise")
@@ -304,6 +306,7 @@ def test_away_from_and_toward_a_theta(posterior: DirectPosterior) -> None:
     assert (posterior.log_prob_batched(truth, away.attacked[0]) < posterior.log_prob_batched(truth, x)).all()
 
 
+@pytest.mark.slow
 def test_in_units_of_the_noise_an_exact_linear_posterior_moves_by_half_eps_squared_at_most(
     posterior: DirectPosterior,
 ) -> None:
@@ -412,6 +415,7 @@ def test_a_covariance_with_fixed_entries_is_that_of_the_others() -> None:
         assert float(moved.abs().max()) == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_posterior_of_markov_chains_is_attacked_through_its_likelihood(line) -> None:
     rng = np.random.default_rng(0)
     theta = line.prior.sample(1500, rng)

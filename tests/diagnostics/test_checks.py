@@ -48,6 +48,7 @@ def test_every_registered_check_is_tested_here() -> None:
     assert set(registry.names("checks")) == {*CHECKS, "attack"}  # which reads no calibration set: test_attacks.py
 
 
+@pytest.mark.slow
 @EVERY
 def test_an_exact_posterior_passes_and_its_p_values_are_uniform(name: str) -> None:
     p = np.array([CHECKS[name](pairs(seed=seed)).p_value for seed in range(40)])

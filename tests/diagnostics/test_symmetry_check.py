@@ -170,6 +170,7 @@ def test_a_broken_symmetry_of_ones_own_is_found(law: str) -> None:
     assert law in check_symmetry(simulator, symmetry=Changed(inner, **WRONG[law](inner))).failed
 
 
+@pytest.mark.slow
 def test_a_right_symmetry_fails_no_more_often_than_it_may() -> None:
     """Over seeds, p-values of the tests in law are those of a uniform variable, or larger."""
     place = {"place": MovePoints(("x", "y"), "points")}

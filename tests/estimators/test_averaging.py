@@ -62,6 +62,7 @@ def test_what_is_kept_is_what_was_validated(line, pairs) -> None:
     assert loss == pytest.approx(min(model.facts["loss"]["validation"]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_it_smooths_noisy_steps(line, pairs) -> None:
     noisy = {"epochs": 6, "batch_size": 10, "learning_rate": 0.02, "warmup": 0.0}
     last = {

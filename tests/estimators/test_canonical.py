@@ -247,6 +247,7 @@ def test_charts_are_bijections_of_line_factor_and_circle() -> None:
     assert (anywhere - charts.middle[2]).abs().max() <= math.pi + 1e-9
 
 
+@pytest.mark.slow
 def test_a_moved_observation_moves_draws_and_density(model: Model) -> None:
     """By whole bins and by parts of one; the same random numbers."""
     theta = np.stack([np.linspace(0.6, 1.9, 5), np.linspace(4.2, 4.8, 5)], 1)
@@ -373,6 +374,7 @@ def test_a_pose_of_ones_own_is_a_function_that_whoever_loads_hands_over(tmp_path
     torch.testing.assert_close(found + 5.0, brightest({"x": torch.from_numpy(x)}))
 
 
+@pytest.mark.slow
 def test_a_pose_may_be_given_by_an_observable() -> None:
     """A trigger that is off by a bin; the network does not see it, so that posteriors move along exactly."""
     theta, x = pairs(400)

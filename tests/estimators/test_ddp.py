@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import socket
 import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
@@ -62,18 +64,15 @@ def assert_same(one: Model, two: Model, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(two.estimator.state_dict()[name], value, rtol=1e-2, atol=100 * tolerance)
 
 
-@pytest.fixture
-def in_workers(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+@contextlib.contextmanager
+def first_in_workers(source: str, folder: Path) -> Iterator[None]:
     """Have the processes that fit, and not this one, run some code first."""
-    file = tmp_path / "first.py"
-
-    def load(source: str) -> None:
-        file.write_text(
-            f"import os\nif os.getpid() != {os.getpid()}:\n    source = {source!r}\n    exec(source, globals())\n"
-        )
-        registry.load_file(file)
-
-    yield load
+    file = folder / "first.py"
+    file.write_text(
+        f"import os\nif os.getpid() != {os.getpid()}:\n    source = {source!r}\n    exec(source, globals())\n"
+    )
+    registry.load_file(file)
+    yield
     for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", "") == str(file)]:
         del sys.modules[name]
 
@@ -101,37 +100,51 @@ TrainingModule.training_step = training_step
 STOP = (
     EVERY_STEP
     + """
-import os
 from simfer.estimators import checkpoints
 checkpoints._EVERY, checkpoints._STEPS = 0.0, 1
 def before(rank, epoch, step, batch):
-    if str(step) == os.environ.get("STOP_AT"):
+    if step == 17:
         raise KeyError("stopped")
 """
 )
 
 
-@pytest.mark.parametrize("loader", ["memory", "stream"])
-def test_losses_and_weights_are_those_of_one_process(store: SimulationStore, loader: str) -> None:
-    """With parts of different sizes, of batches and of the validation rows."""
-    assert_same(trained(store, Hardware(), loader=loader), trained(store, BOTH, loader=loader))
+@dataclass
+class Ours:
+    """What two processes made: trained at one go, with the rows that each was given, and stopped in the second epoch."""
+
+    loader: str
+    whole: Model
+    rows: Path
+    stopped: Path
 
 
-@pytest.mark.parametrize("loader", ["memory", "stream"])
-def test_every_row_is_read_by_one_process_in_every_epoch(
-    store: SimulationStore, tmp_path: Path, in_workers: Callable[[str], None], loader: str
-) -> None:
+@pytest.fixture(scope="module", params=["memory", "stream"])
+def ours(request: pytest.FixtureRequest, store: SimulationStore, tmp_path_factory: pytest.TempPathFactory) -> Ours:
+    loader, rows, stopped = request.param, tmp_path_factory.mktemp("rows"), tmp_path_factory.mktemp("stopped")
     record = f"""
 import numpy as np
 def before(rank, epoch, step, batch):
-    np.save(f"{tmp_path}/{{epoch}}-{{step}}-{{rank}}.npy", batch.theta.numpy())
+    np.save(f"{rows}/{{epoch}}-{{step}}-{{rank}}.npy", batch.theta.numpy())
 """
-    in_workers(EVERY_STEP + record)
-    trained(store, BOTH, loader=loader)
+    with first_in_workers(EVERY_STEP + record, rows):
+        whole = trained(store, BOTH, loader=loader)
+    with first_in_workers(STOP, rows), pytest.raises(KeyError, match="stopped") as raised:
+        trained(store, BOTH, stopped, loader=loader)
+    assert "in training_step" in "".join(traceback.format_exception(raised.value))
+    return Ours(loader, whole, rows, stopped)
+
+
+def test_losses_and_weights_are_those_of_one_process(store: SimulationStore, ours: Ours) -> None:
+    """With parts of different sizes, of batches and of the validation rows."""
+    assert_same(trained(store, Hardware(), loader=ours.loader), ours.whole)
+
+
+def test_every_row_is_read_by_one_process_in_every_epoch(store: SimulationStore, ours: Ours) -> None:
     steps = 903 // BATCH
     known = Counter(map(tuple, store.read()[0][:903].tolist()))
     for epoch in range(EPOCHS):
-        parts = {rank: [np.load(file) for file in sorted(tmp_path.glob(f"{epoch}-*-{rank}.npy"))] for rank in range(2)}
+        parts = {rank: [np.load(file) for file in sorted(ours.rows.glob(f"{epoch}-*-{rank}.npy"))] for rank in range(2)}
         assert [len(parts[rank]) for rank in range(2)] == [steps, steps]
         assert {len(a) + len(b) for a, b in zip(*parts.values(), strict=True)} == {BATCH}
         seen = Counter(map(tuple, np.concatenate(list(itertools.chain(*parts.values()))).tolist()))
@@ -140,38 +153,19 @@ def before(rank, epoch, step, batch):
         assert sum(seen.values()) == steps * BATCH
 
 
-@pytest.mark.parametrize("loader", ["memory", "stream"])
 def test_resuming_in_mid_epoch_ends_with_the_very_same_losses(
-    store: SimulationStore,
-    tmp_path: Path,
-    in_workers: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-    loader: str,
+    store: SimulationStore, ours: Ours, tmp_path: Path
 ) -> None:
-    whole = trained(store, BOTH, loader=loader)
-    in_workers(STOP)
-    monkeypatch.setenv("STOP_AT", "17")
-    with pytest.raises(KeyError, match="stopped") as raised:
-        trained(store, BOTH, tmp_path / "run", loader=loader)
-    assert "in training_step" in "".join(traceback.format_exception(raised.value))
-    monkeypatch.setenv("STOP_AT", "never")
-    resumed = trained(store, BOTH, tmp_path / "run", loader=loader)
-    assert resumed.facts["loss"] == whole.facts["loss"]
-    for name, value in whole.estimator.state_dict().items():
+    shutil.copytree(ours.stopped, tmp_path / "run")
+    resumed = trained(store, BOTH, tmp_path / "run", loader=ours.loader)
+    assert resumed.facts["loss"] == ours.whole.facts["loss"]
+    for name, value in ours.whole.estimator.state_dict().items():
         assert torch.equal(resumed.estimator.state_dict()[name], value), name
-    assert_same(whole, trained(store, Hardware(), loader=loader))
 
 
-def test_a_run_of_two_processes_goes_on_in_one(
-    store: SimulationStore, tmp_path: Path, in_workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_workers(STOP)
-    monkeypatch.setenv("STOP_AT", "17")
-    with pytest.raises(KeyError, match="stopped"):
-        trained(store, BOTH, tmp_path / "run", loader="stream")
-    assert_same(
-        trained(store, Hardware(), loader="stream"), trained(store, Hardware(), tmp_path / "run", loader="stream")
-    )
+def test_a_run_of_two_processes_goes_on_in_one(store: SimulationStore, ours: Ours, tmp_path: Path) -> None:
+    shutil.copytree(ours.stopped, tmp_path / "run")
+    assert_same(ours.whole, trained(store, Hardware(), tmp_path / "run", loader=ours.loader))
 
 
 @pytest.mark.parametrize(
@@ -215,11 +209,9 @@ def test_files_are_written_once_and_epochs_told_of(store: SimulationStore, tmp_p
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "process 1 of those that train together died"),
     ],
 )
-def test_if_one_fails_all_end_and_it_says_why(
-    store: SimulationStore, in_workers: Callable[[str], None], act: str, match: str
-) -> None:
-    in_workers(EVERY_STEP + f"def before(rank, epoch, step, batch):\n    if rank == 1 and step == 3:\n        {act}\n")
-    with pytest.raises(TrainingError, match=match):
+def test_if_one_fails_all_end_and_it_says_why(store: SimulationStore, tmp_path: Path, act: str, match: str) -> None:
+    before = f"def before(rank, epoch, step, batch):\n    if rank == 1 and step == 3:\n        {act}\n"
+    with first_in_workers(EVERY_STEP + before, tmp_path), pytest.raises(TrainingError, match=match):
         trained(store, BOTH)
     assert not workers()
 

@@ -121,6 +121,7 @@ def test_a_members_gradient_is_bounded_by_its_own_norm(line, batch: Batch) -> No
             torch.testing.assert_close(stacked.grad[k], own.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsf", "maf", *LIKELIHOODS])
 def test_training_in_one_pass_is_training_each_alone(line, pairs, name: str) -> None:
     learn, validate = split(as_batch(pairs[0], {"x": pairs[1]}), 0.2)
@@ -354,6 +355,7 @@ def test_likelihoods_are_mixed_observation_by_observation(line, batch: Batch, na
     torch.testing.assert_close(made.log_likelihood(theta, x[:4], iid=True), sum(one_by_one), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_mixtures_posterior_is_right_and_kept(line, pairs, name: str, tmp_path: Path) -> None:
     """theta given x is N(0.8 x, 0.2) for each of two parameters."""

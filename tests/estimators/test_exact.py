@@ -26,6 +26,7 @@ def model() -> Model:
     return simfer.train(theta, x, prior, estimator=settings, training=TrainingSettings(epochs=15, batch_size=100))
 
 
+@pytest.mark.slow
 def test_posterior_is_the_conjugate_one(model: Model) -> None:
     for x in ([0.0, 0.0], [1.0, -1.5]):
         draws = model.posterior.sample((20_000,), np.array(x), seed=0)

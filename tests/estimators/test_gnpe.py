@@ -195,6 +195,7 @@ def test_the_network_is_told_of_what_is_not_exact() -> None:
     assert blurred("turned and scaled", "normal")[0].view.seen.names == ("y", "other")
 
 
+@pytest.mark.slow
 def test_a_moved_observation_moves_the_draws_exactly(model: Model) -> None:
     """Chains that begin at moved poses, with the same random numbers; a plain network does not know."""
     posterior, (theta, x) = model.posterior, pairs(5, seed=3)
