@@ -36,6 +36,17 @@ class Fared:
         told = posterior.diagnostics
         return None if told is None else Fared(str(told), told.trusted, told.to_json())
 
+    @staticmethod
+    def packed(posterior: Posterior) -> np.ndarray:
+        """The same, to be kept with what it drew."""
+        told = Fared.of(posterior)
+        return np.array(json.dumps(asdict(told) if told else None))
+
+    @staticmethod
+    def unpacked(packed: np.ndarray) -> Fared | None:
+        told = json.loads(str(packed))
+        return Fared(**told) if told else None
+
     def __str__(self) -> str:
         return self.says
 
@@ -119,8 +130,7 @@ class CalibrationSet:
                 file = parts / f"{part.start or 0}.npz" if parts else None
                 found.append(kept(file, partial(_asked, posterior, theta[part], asked, draws, own)))
                 progress(len(found[-1]["draws"]))
-        told = [json.loads(str(portion.pop("fared"))) for portion in found]
-        fared = [Fared(**one) if one else None for one in told]
+        fared = [Fared.unpacked(portion.pop("fared")) for portion in found]
         drawn = {name: np.concatenate([portion[name] for portion in found]) for name in found[0]}
         return cls(
             posterior.parameters,
@@ -173,15 +183,15 @@ def _portions(pairs: int, at_once: int | None, seed: int) -> list[tuple[slice, i
 
 
 def _asked(posterior: Posterior, theta: np.ndarray, x: Arrays, draws: int, seed: int) -> Arrays:
-    """Draws of pairs that are asked together, log q of the truths and the draws, and how the chains fared as JSON."""
+    """Draws of pairs that are asked together, log q of the truths and the draws, and how the chains fared."""
     sampled, log_q_draws = posterior.sample_with_log_prob((draws,), x, seed=seed)
-    fared = Fared.of(posterior)
+    fared = Fared.packed(posterior)
     log_q_theta = posterior.log_prob_batched(torch.as_tensor(theta)[None], x)[0]
     return {
         "draws": sampled.cpu().numpy().swapaxes(0, 1),
         "log_q_theta": log_q_theta.cpu().numpy(),
         "log_q_draws": log_q_draws.cpu().numpy().T,
-        "fared": np.array(json.dumps(asdict(fared) if fared else None)),
+        "fared": fared,
     }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.parts import Replayed
 from ..data.variables import Arrays
 from ..simulators.base import HasLikelihood
 from .config import RefineConfig
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 _MOVED = 1.0  # sd, of a pose, that weights may move it by without a word
 
 
-def refine_draws(job: Job, posterior: Posterior, reporter: Reporter) -> Refined | None:
-    """Weighted draws of the observation's posterior, where the configuration asks for them."""
+def refine_draws(job: Job, posterior: Posterior, parts: Path, reporter: Reporter) -> Refined | None:
+    """Weighted draws of the observation's posterior, where the configuration asks for them; likelihoods are kept meanwhile."""
     from ..estimators.adaptive import refine_adaptively
     from ..estimators.importance import refine
 
@@ -32,15 +34,16 @@ def refine_draws(job: Job, posterior: Posterior, reporter: Reporter) -> Refined 
     known, observables, context = job.simulator, job.simulator.observables.names, tuple(job.observed_context)
 
     def log_likelihood(theta: np.ndarray, seen: Arrays) -> np.ndarray:
-        parts = ({name: seen[name] for name in names} for names in (observables, context) if names)
-        return known.log_likelihood(theta, *parts)
+        named = ({name: seen[name] for name in names} for names in (observables, context) if names)
+        return known.log_likelihood(theta, *named)
 
+    likelihood = Replayed(parts / "likelihoods.npz", log_likelihood)
     infer, seed = job.config.infer, job.config.seed
     if isinstance(infer.refine, RefineConfig):
         how = infer.refine
         refined = refine_adaptively(
             posterior,
-            log_likelihood,
+            likelihood,
             job.observation,
             method=how.method,
             ess=how.ess or infer.draws,
@@ -49,7 +52,7 @@ def refine_draws(job: Job, posterior: Posterior, reporter: Reporter) -> Refined 
             seed=seed,
         )
     else:
-        refined = refine(posterior, log_likelihood, job.observation, draws=infer.draws, seed=seed)
+        refined = refine(posterior, likelihood, job.observation, draws=infer.draws, seed=seed)
     if refined.refusal:
         reporter.say(f"refine: refused, the network's own draws are kept — {refined.refusal}")
     else:

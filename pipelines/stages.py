@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..data.errors import SimulatorError
 from ..data.files import remove
+from ..data.parts import kept
 from ..data.store import SimulationStore
 from ..data.variables import Arrays, Variables
 from ..simulators.begin import identity
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, Any]
 
+_INFERRED = "posterior.parts"  # of an inference, while it is made
 _PARTS = "calibration.parts"  # of what the checks are about, while it is made
 _LEAST_SETS = 100  # of replicated data: fewer give no p-value below 0.01
 
@@ -323,6 +326,7 @@ def _infer_inputs(job: Job) -> dict[str, Any]:
 
 def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     from ..data.results import columns, data_dataset, draws_dataset, tree, write_tree
+    from ..diagnostics.calibration import Fared
     from ..diagnostics.predictive import predictive_check, replicate
 
     if job.observation is None:
@@ -336,9 +340,11 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     posterior = _posterior(job, folder)
     seen = {**job.observation, **job.context_of_trials} if job.trials else job.observation
     outside = _outside(posterior, seen, reporter)
-    draws, lp = posterior.sample_with_log_prob((config.infer.draws,), job.one_observation, seed=config.seed)
-    theta, log_density = amortised, _ = draws[:, 0].numpy(), lp[:, 0].numpy()
-    refined = refine_draws(job, posterior, reporter)
+    parts = folder / _INFERRED
+    drawn = kept(parts / "draws.npz", partial(_drawn, job, posterior))
+    fared = Fared.unpacked(drawn["fared"])
+    theta, log_density = amortised, _ = drawn["theta"], drawn["lp"]
+    refined = refine_draws(job, posterior, parts, reporter)
     if refined and not refined.refusal:
         theta, log_density = refined.resample(config.infer.draws, np.random.default_rng((config.seed, 8)))
     prior = job.prior.sample(config.infer.draws, np.random.default_rng((config.seed, 6)))
@@ -351,7 +357,7 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     numbers: Numbers = {
         "posterior": summarise(theta, parameters.names),
         "outside_training": outside,
-        **_sampled("infer", posterior.diagnostics, reporter),
+        **_sampled("infer", fared, reporter),
     }
     if refined:
         groups["amortised"] = draws_dataset(parameters, columns(parameters, amortised))
@@ -362,13 +368,23 @@ def _infer(job: Job, folder: RunFolder, reporter: Reporter) -> Numbers:
     elif config.infer.predictive:
         sets = max(config.infer.predictive // job.trials, _LEAST_SETS) if job.trials else config.infer.predictive
         context = job.context_of_trials if job.trials else job.observed_context
-        replicates = replicate(job.simulator, theta[:sets], config.seed, context, job.protection, job.trials)
+        again = partial(replicate, job.simulator, theta[:sets], config.seed, context, job.protection, job.trials)
+        replicates = kept(parts / "replicates.npz", again)
         groups["posterior_predictive"] = draws_dataset(observables, replicates)
         result = predictive_check(replicates, observed, observables)
         reporter.say(f"{result.name}: {result.verdict} — {result.finding}")
         numbers["checks"] = {result.name: result.to_json()}
     write_tree(tree(groups, {"run": config.name}), folder / "posterior.zarr")
+    remove(parts)
     return numbers
+
+
+def _drawn(job: Job, posterior: Posterior) -> Arrays:
+    """Draws given the observation, and how the chains fared, if there were any."""
+    from ..diagnostics.calibration import Fared
+
+    draws, lp = posterior.sample_with_log_prob((job.config.infer.draws,), job.one_observation, seed=job.config.seed)
+    return {"theta": draws[:, 0].numpy(), "lp": lp[:, 0].numpy(), "fared": Fared.packed(posterior)}
 
 
 def _outside(posterior: Posterior, x: Arrays, reporter: Reporter) -> list[str]:
@@ -423,7 +439,7 @@ STAGES: dict[str, Stage] = {
             _diagnose,
             sometimes=("attack.zarr", _PARTS),
         ),
-        Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer),
+        Stage("infer", ("train",), ("posterior.zarr",), False, _infer_inputs, _infer, sometimes=(_INFERRED,)),
         Stage("report", ("diagnose", "infer"), ("summary.json", "report.html"), False, _report_inputs, _report),
     )
 }

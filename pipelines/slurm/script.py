@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FOLDER = "slurm"
 LOGS = "logs/slurm"
-_IN_PARTS = ("train", "diagnose")  # stages that go on where they were, besides arrays
+_IN_PARTS = ("train", "diagnose", "infer")  # stages that go on where they were, besides arrays
 
 _SCRIPT = """\
 #!/bin/bash

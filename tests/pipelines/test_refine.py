@@ -11,6 +11,7 @@ import scipy.stats
 
 import simfer
 from simfer.data.errors import ConfigError
+from simfer.data.stopping import ask_to_stop, go_on
 from simfer.data.variables import Variable, Variables
 
 
@@ -109,3 +110,31 @@ def test_a_refusal_keeps_the_networks_draws_and_says_so(tmp_path: Path) -> None:
 def test_a_simulator_without_likelihood_cannot_be_refined(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a simulator with `log_likelihood`"):
         simfer.run(CONFIG, simulator=Line(), workdir=tmp_path / "run", quiet=True)
+
+
+def test_an_inference_goes_on_with_the_likelihoods_that_are_known(tmp_path: Path) -> None:
+    rows: list[int] = []
+    stop_at = [0]
+
+    class Counting(Narrow):
+        def log_likelihood(self, theta, x, context=None):
+            rows.append(len(theta))
+            if len(rows) == stop_at[0]:
+                ask_to_stop()
+            return super().log_likelihood(theta, x)
+
+    config = {**CONFIG, "infer": {"draws": 1000, "refine": "adaptive", "predictive": 100}}
+    whole = simfer.run(config, simulator=Counting(), workdir=tmp_path / "whole", quiet=True)
+    alone = rows.copy()
+    rows.clear()
+    stop_at[0] = len(alone) // 2
+    with pytest.raises(KeyboardInterrupt):
+        simfer.run(config, simulator=Counting(), workdir=tmp_path / "run", quiet=True)
+    go_on()
+    assert 1 < len(rows) == stop_at[0] < len(alone)
+    run = simfer.run(config, simulator=Counting(), workdir=tmp_path / "run", quiet=True)
+    assert rows == alone
+    assert run.summary["refine"] == whole.summary["refine"]
+    for group in ("posterior", "amortised", "posterior_predictive", "sample_stats"):
+        assert run.results[group].to_dataset().equals(whole.results[group].to_dataset()), group
+    assert not list((tmp_path / "run").glob("*.parts"))

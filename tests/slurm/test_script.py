@@ -87,7 +87,7 @@ def test_a_job_that_is_cancelled_does_not_come_back(tmp_path: Path, signals: lis
 
 
 def test_a_stage_without_parts_is_not_begun_anew_for_ever(tmp_path: Path) -> None:
-    shell = Shell(tmp_path, SAVES, "infer", restarts=2)
+    shell = Shell(tmp_path, SAVES, "report", restarts=2)
     shell.ends(shell.start(SLURM_RESTART_COUNT="2"), signal.SIGUSR1)
     assert not shell.requeued()
     (tmp_path / "begun").unlink()
