@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jaxtyping
@@ -18,6 +20,12 @@ from simfer.simulators.prior import Prior
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Shapes are checked in all tests but the slow ones, whose loops take twice as long with them."""
     jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it need not be looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,6 +66,26 @@ class Line:
 def _one_thread() -> None:
     """Two threads on two busy cores can be ten times slower than one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shapes_of_first_steps() -> Iterator[None]:
+    """Shapes are checked in the first steps of a training; those that follow have the same."""
+    from simfer.estimators.module import TrainingModule
+
+    step = TrainingModule.training_step
+
+    def training_step(self: TrainingModule, batch: Any, index: int) -> torch.Tensor:
+        before = jaxtyping.config.jaxtyping_disable
+        jaxtyping.config.update("jaxtyping_disable", before or self.global_step > 3)
+        try:
+            return step(self, batch, index)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", before)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", training_step)
+        yield
 
 
 @pytest.fixture(autouse=True)

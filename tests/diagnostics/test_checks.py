@@ -25,13 +25,15 @@ SHRINK = 1 / (1 + NOISE**2)
 SD = NOISE * SHRINK**0.5
 
 
-def pairs(sd: float = 1.0, shift: float = 0.0, prior: bool = False, seed: int = 0) -> CalibrationSet:
+def pairs(
+    sd: float = 1.0, shift: float = 0.0, prior: bool = False, seed: int = 0, many: tuple[int, int] = (PAIRS, DRAWS)
+) -> CalibrationSet:
     """The exact posterior with its sd multiplied, or shifted by so many sd, or replaced by the prior."""
     rng = np.random.default_rng(seed)
-    theta = rng.standard_normal((PAIRS, DIM))
+    theta = rng.standard_normal((many[0], DIM))
     x = theta + NOISE * rng.standard_normal(theta.shape)
     mean, width = (0 * x, 1.0) if prior else (SHRINK * x + shift * SD, sd * SD)
-    draws = mean[:, None] + width * rng.standard_normal((PAIRS, DRAWS, DIM))
+    draws = mean[:, None] + width * rng.standard_normal((*many, DIM))
 
     def log_q(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
         return scipy.stats.norm.logpdf(values, centre, width).sum(-1)
@@ -51,7 +53,7 @@ def test_every_registered_check_is_tested_here() -> None:
 @pytest.mark.slow
 @EVERY
 def test_an_exact_posterior_passes_and_its_p_values_are_uniform(name: str) -> None:
-    p = np.array([CHECKS[name](pairs(seed=seed)).p_value for seed in range(40)])
+    p = np.array([CHECKS[name](pairs(seed=seed, many=(600, 200))).p_value for seed in range(40)])
     assert (p > 1e-3 / 40).all()
     if name == "sbc":  # Bonferroni over parameters is conservative: p-values may only be too large
         assert scipy.stats.kstest(p, "uniform", alternative="greater").pvalue > 1e-3

@@ -64,7 +64,7 @@ def test_what_is_kept_is_what_was_validated(line, pairs) -> None:
 
 @pytest.mark.slow
 def test_it_smooths_noisy_steps(line, pairs) -> None:
-    noisy = {"epochs": 6, "batch_size": 10, "learning_rate": 0.02, "warmup": 0.0}
+    noisy = {"epochs": 4, "batch_size": 10, "learning_rate": 0.02, "warmup": 0.0}
     last = {
         ema: simfer.train(*pairs, line.prior, estimator=ESTIMATOR, training=TrainingSettings(**noisy, ema=ema)).facts[
             "loss"
