@@ -1,7 +1,8 @@
 """One readable ``.sbatch`` file per stage.
 
 Slurm warns the shell of a job before its time is up (``--signal=B:USR1@…``). The shell passes the warning on to simfer, which
-saves what it has and ends with 130, and has the job requeued; one whose stage keeps no parts ``restarts`` times at most. This is
+saves what it has and ends with 130, and has the job requeued; where nothing may be saved, because its stage keeps no parts or it was
+still importing, ``restarts`` times at most. This is
 the one path by which jobs are requeued: it works in containers, which have no `scontrol`, in arrays and under `srun`, and neither
 Lightning nor submitit hears the signal. Where a node dies or a job is preempted, Slurm requeues it itself.
 """
@@ -57,8 +58,11 @@ if [ -n "$warned" ] && [ "$code" -ge 128 ]; then
 elif [ "$code" -eq 137 ] || [ "$code" -eq 134 ] || [ "$code" -eq 139 ] || [ "$code" -eq 135 ]; then  # killed, or crashed
   grep -qs '"state": "failed"' "slurm/tasks/{stage}-$job.json" || again="its process was killed"
 fi
-if [ -z "$warned" ] || [ -z "{parts}" ]; then  # it begins anew, and may end the same
-  [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ] || again=
+if [ "$code" -ne 130 ] || [ -z "$warned" ] || [ -z "{parts}" ]; then  # nothing may be saved, and it may end the same
+  if [ -n "$again" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]; then
+    [ -z "$warned" ] || echo 'simfer: {stage} is not started again: its time was up before anything was saved: raise its `time`'
+    again=
+  fi
 fi
 if [ -n "$again" ] && [ -z "$cancelled" ]; then
   echo "simfer: requeueing $job, because $again"

@@ -155,7 +155,7 @@ class Cluster:
             command, env=self.environment, capture_output=True, text=True, timeout=60, check=check
         ).stdout.strip()
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 60.0, every: float = 0.2) -> None:
+    def wait(self, condition: Callable[[], Any], seconds: float = 200.0, every: float = 0.2) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             dead = [name for name, process in self._processes.items() if process.poll() is not None]
@@ -199,7 +199,7 @@ class Cluster:
         submit(make_job(read_source(config)), RunFolder(folder), self.quiet)
         return folder
 
-    def finish(self, folder: Path, seconds: float = 240.0) -> RunStatus:
+    def finish(self, folder: Path, seconds: float = 800.0) -> RunStatus:
         """Wait until nothing of a run is in the queue any more."""
         self.wait(lambda: status_of(folder).over, seconds, every=1.0)
         return status_of(folder)

@@ -102,7 +102,7 @@ def test_a_run_simulates_by_an_array(cluster: Any, tmp_path: Path) -> None:
         "simulate": {"rows": 3000},
         "train": {"epochs": 1, "flow": {"kind": "maf", "transforms": 1, "hidden": [8]}, "embedding": {"kind": "none"}},
         "diagnose": {"checks": []},
-        "local": {"executor": "slurm", "slurm": {"simulate": {"array": 3}}},
+        "local": {"executor": "slurm", "slurm": {"simulate": {"array": 2}}},
     }
     ours = simfer.run(config, workdir=tmp_path / "ours", quiet=True)
     theirs = simfer.run({**config, "local": {}}, workdir=tmp_path / "theirs", quiet=True)

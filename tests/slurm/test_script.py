@@ -50,7 +50,7 @@ class Shell:
         for one in signals:
             process.send_signal(one)
             time.sleep(0.5)
-        process.communicate(timeout=30)
+        self.said = process.communicate(timeout=30)[0]
         return process.returncode
 
 
@@ -93,6 +93,16 @@ def test_a_stage_without_parts_is_not_begun_anew_for_ever(tmp_path: Path) -> Non
     (tmp_path / "begun").unlink()
     shell.ends(shell.start(SLURM_RESTART_COUNT="1"), signal.SIGUSR1)
     assert shell.requeued() == "requeue 7"
+
+
+@pytest.mark.parametrize("restarts", [2, 3])
+def test_a_job_that_never_comes_to_its_work_is_not_requeued_for_ever(tmp_path: Path, restarts: int) -> None:
+    """The warning ends what has not learned of it yet, such as a process that imports."""
+    shell = Shell(tmp_path, "touch begun; exec /bin/sleep 30")
+    process = shell.start(SLURM_RESTART_COUNT=str(restarts))
+    assert shell.ends(process, signal.SIGUSR1) == 138
+    assert bool(shell.requeued()) == (restarts < 3)
+    assert ("raise its `time`" in shell.said) == (restarts == 3)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def run_simfer(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str
 
 def test_influenza_to_its_report(cluster: Any, tmp_path: Path) -> None:
     """A shipped recipe by the command line, on two CPUs a task; the numbers are those of a local run."""
-    settings = [*SMALL, ("local.slurm.simulate.array", 3), ("local.slurm.simulate.cpus", 2)]
+    settings = [*SMALL, ("local.slurm.simulate.array", 2), ("local.slurm.simulate.cpus", 2)]
     sets = [part for key, value in settings for part in ("--set", f"{key}={value}")]
     submitted = run_simfer("submit", "influenza_1978", "--workdir", "run", *sets, folder=tmp_path)
     assert submitted.returncode == 0, submitted.stderr
@@ -163,7 +163,7 @@ def test_accounting_is_asked_for_what_the_controller_forgot(
 def test_training_shares_batches_between_nodes(cluster: Any, tmp_path: Path) -> None:
     """Two tasks of one `srun`, on two nodes: the losses of one process but for rounding."""
     config = {
-        **slurm(train={"nodes": 2}),
+        **slurm(simulate={"array": 1}, train={"nodes": 2}),
         "train": {"epochs": 3, "flow": {"transforms": 1, "hidden": [16]}},
         "diagnose": {"checks": []},
     }
