@@ -56,8 +56,9 @@ again=
 if [ -n "$warned" ] && [ "$code" -ge 128 ]; then
   again="its time was up"
 elif [ "$code" -eq 137 ] || [ "$code" -eq 134 ] || [ "$code" -eq 139 ] || [ "$code" -eq 135 ]; then  # killed, or crashed
-  grep -qs '"state": "failed"' "slurm/tasks/{stage}-$job.json" || again="its process was killed"
+  again="its process was killed"
 fi
+grep -qs '"state": "failed"' "slurm/tasks/{stage}-$job.json" && again=  # it has said why, and `srun` ended its other processes
 if [ "$code" -ne 130 ] || [ -z "$warned" ] || [ -z "{parts}" ]; then  # nothing may be saved, and it may end the same
   if [ -n "$again" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]; then
     [ -z "$warned" ] || echo 'simfer: {stage} is not started again: its time was up before anything was saved: raise its `time`'

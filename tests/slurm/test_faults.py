@@ -40,16 +40,16 @@ CAMPAIGN: dict[str, Any] = {
 LIMITS: dict[str, Any] = {
     **CAMPAIGN,
     "name": "limits",
-    "simulate": {"rows": 1640},
+    "simulate": {"rows": 2640},
     "train": {**CAMPAIGN["train"], "embedding": {"kind": f"{OWN}:Net"}, "epochs": 8},
-    "diagnose": {"checks": ["sbc"], "pairs": 1000, "draws": 50},
+    "diagnose": {"checks": ["sbc"], "pairs": 2000, "draws": 50},
     "local": {
         "devices": 2,
         "slurm": {
             "extra": ["--nodelist=n3"],
-            "warning": 25,
-            "train": {"time": 2},
-            "diagnose": {"time": 2},
+            "warning": 45,
+            "train": {"time": 4},
+            "diagnose": {"time": 3},
             "simulate": {"array": 1},
         },
     },
@@ -63,8 +63,8 @@ def limits(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     They sleep nearly all of it: where imports are slow there is less left of it, and others need the processors.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SIMFER_TEST_TRAIN", "3.0")
-        patch.setenv("SIMFER_TEST_CHECK", "9.0")
+        patch.setenv("SIMFER_TEST_TRAIN", "5.5")
+        patch.setenv("SIMFER_TEST_CHECK", "9.5")
         return cluster.submit(LIMITS, tmp_path_factory.mktemp("limits") / "run")
 
 

@@ -95,6 +95,14 @@ def test_a_stage_without_parts_is_not_begun_anew_for_ever(tmp_path: Path) -> Non
     assert shell.requeued() == "requeue 7"
 
 
+def test_a_process_that_has_said_why_it_ends_outweighs_what_its_others_end_with(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, SAVES)
+    (tmp_path / "slurm" / "tasks").mkdir(parents=True)
+    (tmp_path / "slurm" / "tasks" / "train-7.json").write_text('{\n  "state": "failed"\n}\n')
+    assert shell.ends(shell.start(), signal.SIGUSR1) == 130
+    assert not shell.requeued()
+
+
 @pytest.mark.parametrize("restarts", [2, 3])
 def test_a_job_that_never_comes_to_its_work_is_not_requeued_for_ever(tmp_path: Path, restarts: int) -> None:
     """The warning ends what has not learned of it yet, such as a process that imports."""
