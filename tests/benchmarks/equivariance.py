@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1000, 3000, 10_000])
     parser.add_argument("--methods", nargs="+", default=["npe", "augmentation", "cnn", "gnpe"], choices=METHODS)
     parser.add_argument("--observations", type=int, default=20)
-    parser.add_argument("--compared", type=int, default=10, help="observations of which draws are compared by C2ST")
+    parser.add_argument("--compared", type=int, default=20, help="observations of which draws are compared by C2ST")
     parser.add_argument("--seed", type=int, default=0, help="of simulations and weights")
     parser.add_argument("--cost", action="store_true", help="time draws, after training with the most rows")
     parser.add_argument(
