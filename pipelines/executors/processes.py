@@ -93,6 +93,7 @@ def _end(workers: Sequence[BaseProcess]) -> None:
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))
         worker.kill()
+        worker.join(_SECONDS)
 
 
 @contextmanager
