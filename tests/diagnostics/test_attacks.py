@@ -281,6 +281,7 @@ def test_attack_beats_random_search_which_beats_noise(posterior: DirectPosterior
     assert min(random, adam) > 1.1 * noise  # Adam forgets which entries matter more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence_is_raised_more_than_by_noise(posterior: DirectPosterior, name: str) -> None:
     x = torch.from_numpy(pairs(20)[1]).float()

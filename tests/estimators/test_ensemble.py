@@ -257,6 +257,7 @@ def test_weights_do_not_depend_on_the_portions(line, pairs) -> None:
     np.testing.assert_allclose(parts["weights"], whole["weights"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(line, pairs, tmp_path: Path) -> None:
     class StopError(Exception):
         pass

@@ -234,6 +234,7 @@ def grid(side: int = 200) -> tuple[np.ndarray, float]:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2), 1.5 * 4 / side**2
 
 
+@pytest.mark.slow
 def test_the_recovered_density_integrates_to_one_and_gives_the_evidence(model: Model) -> None:
     theta, cell = grid()
     _, x = pairs(3, seed=5)

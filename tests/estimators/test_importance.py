@@ -53,6 +53,7 @@ def test_a_wrong_posterior_is_made_exact() -> None:
     np.testing.assert_allclose(log_density, exact, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_evidence_lies_within_its_error() -> None:
     exact = scipy.stats.norm.logpdf(SEEN[0], 0, np.sqrt(1 + NOISE**2)).sum()
     errors = []

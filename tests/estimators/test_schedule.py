@@ -35,6 +35,7 @@ def test_few_rows_have_a_budget(rows: int) -> None:
     assert 0 < found.learning_rate < 1
 
 
+@pytest.mark.slow
 def test_the_facts_say_what_auto_was_and_a_resumed_training_has_the_same(line, rng, tmp_path) -> None:
     theta = line.prior.sample(400, rng)
     settings = EstimatorSettings(

@@ -77,6 +77,7 @@ def test_what_exceeds_the_budget_is_streamed_and_the_choice_is_kept(store, tmp_p
     assert train(10**9) == {"kind": "stream", "buffer_rows": 1000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["memory", "stream"])
 @pytest.mark.parametrize("batch", [10, 35, 40, 71])
 def test_resumed_in_mid_epoch_equals_uninterrupted(

@@ -34,6 +34,7 @@ def validity(tmp_path_factory: pytest.TempPathFactory) -> Validity:
     return learn_validity(simulate(Fragile(), 20_000, tmp_path_factory.mktemp("v") / "s.zarr", seed=1), seed=2)
 
 
+@pytest.mark.slow
 def test_the_probability_is_learned(validity: Validity) -> None:
     theta = validity.prior.sample(5000, np.random.default_rng(3))
     learned = validity.log_prob(torch.from_numpy(theta)).exp().detach().numpy()
@@ -86,6 +87,7 @@ def test_there_must_be_something_to_learn(tmp_path: Path) -> None:
         learn_validity(store)
 
 
+@pytest.mark.slow
 def test_a_sharp_border_is_learned_from_few_rows(tmp_path: Path) -> None:
     class Half(GaussianLinear):
         def simulate(self, theta, rng, context=None):

@@ -19,6 +19,7 @@ def tiny_yaml(finished: Any, tmp_path: Path) -> str:
     return "tiny.yaml"
 
 
+@pytest.mark.slow
 def test_run_prints_table_verdicts_and_report(simfer_cli: Any, tiny_yaml: str) -> None:
     code, out, _ = simfer_cli("run", tiny_yaml, "--workdir", "here")
     assert code == 0
@@ -29,6 +30,7 @@ def test_run_prints_table_verdicts_and_report(simfer_cli: Any, tiny_yaml: str) -
     assert out.count("up to date") == 5
 
 
+@pytest.mark.slow
 def test_strict_exits_with_3_when_a_check_fails(simfer_cli: Any, tiny_yaml: str) -> None:
     impossible = ("--set", "diagnose.checks=[{sbc: {alpha: 1.0}}]")
     assert simfer_cli("run", tiny_yaml, *impossible, "--strict")[0] == 3

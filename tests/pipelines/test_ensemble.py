@@ -13,6 +13,7 @@ from simfer.estimators.ensemble import Ensemble
 from simfer.pipelines.api import Run
 
 
+@pytest.mark.slow
 def test_a_run_with_an_ensemble(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = copy.deepcopy(tiny)
     config["train"]["ensemble"] = 2

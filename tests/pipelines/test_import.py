@@ -133,6 +133,7 @@ def test_a_run_from_hdf5_keeps_groups_together(
     assert found.posterior.sample((3,)).shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_is_imported_again(from_csv: dict[str, Any], tmp_path: Path) -> None:
     simfer.run(from_csv, workdir=tmp_path / "run", quiet=True)
     lines = (tmp_path / "sims.csv").read_text().splitlines(keepends=True)
@@ -179,6 +180,7 @@ def test_rows_given_up_by_repair_are_imported_again(from_csv: dict[str, Any], tm
     assert simfer.run(from_csv, workdir=tmp_path / "run", quiet=True).simulations.digest() == digest
 
 
+@pytest.mark.slow
 def test_a_store_needs_no_mapping(finished: Run, tmp_path: Path, tiny: dict[str, Any]) -> None:
     config = {**tiny, "simulator": {"import": str(finished.folder / "simulations.zarr")}, "observation": None}
     del config["simulate"]

@@ -13,6 +13,7 @@ import simfer
 from simfer.pipelines.api import Run
 
 
+@pytest.mark.slow
 def test_an_observation_outside_the_training_data_is_said_in_all_places(
     tiny: dict[str, Any], finished: Run, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

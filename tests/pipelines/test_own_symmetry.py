@@ -74,6 +74,7 @@ def same(first: Model, second: Model) -> bool:
     return torch.equal(*draws)
 
 
+@pytest.mark.slow
 def test_a_run_names_it_and_a_model_keeps_the_name(written: Path) -> None:
     run = simfer.run(written, workdir=written.parent / "run", quiet=True)
     name = f"{written.parent / 'mine.py'}:later"

@@ -46,6 +46,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_draws_become_exact_and_both_posteriors_are_kept(tmp_path: Path) -> None:
     run = simfer.run(CONFIG, simulator=Known(), workdir=tmp_path / "run", quiet=True)
     assert scipy.stats.kstest(np.unique(run.draws[:, 0].numpy()), "norm", (0.8, np.sqrt(0.2))).statistic < 0.03
@@ -66,6 +67,7 @@ class Narrow(Line):
         return scipy.stats.norm.logpdf(x["x"], theta, 2e-3).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adaptive", "smc"])
 def test_where_importance_is_refused_adaptation_goes_on(tmp_path: Path, method: str) -> None:
     plain = {"method": "importance", "ess": 2000, "likelihoods": 20_000}
@@ -112,6 +114,7 @@ def test_a_simulator_without_likelihood_cannot_be_refined(tmp_path: Path) -> Non
         simfer.run(CONFIG, simulator=Line(), workdir=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.slow
 def test_an_inference_goes_on_with_the_likelihoods_that_are_known(tmp_path: Path) -> None:
     rows: list[int] = []
     stop_at = [0]

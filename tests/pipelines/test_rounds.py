@@ -74,6 +74,7 @@ def actions(config: dict[str, Any], folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_rounds_add_to_the_campaign_and_leave_the_first_store_alone(finished: Run) -> None:
     store, first = finished.simulations, SimulationStore.open(finished.folder / "simulations.zarr")
     assert (store.rows, first.rows) == (1600, 800)
@@ -115,6 +116,7 @@ def test_an_observation_is_part_of_what_rounds_are_trained_for(finished: Run) ->
     assert (found["simulate"], found["train"]) == ("skip", "rebuild")
 
 
+@pytest.mark.slow
 def test_rounds_are_set_aside_and_brought_back_with_their_model(copy: Path, finished: Run) -> None:
     simfer.run(with_train(rounds=1), workdir=copy, quiet=True)
     assert not (copy / "rounds").exists()

@@ -127,6 +127,7 @@ def test_a_change_rebuilds_what_depends_on_it(
     assert [name for name, action in found.items() if action != "skip"] == rebuilt
 
 
+@pytest.mark.slow
 def test_what_changed_is_said_and_nothing_is_lost(
     copy: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ class Slow(TwoMoons):
         return super().simulate(theta, rng)
 
 
+@pytest.mark.slow
 def test_workers_stop_within_their_shards(tmp_path: Path) -> None:
     """Two workers at shards that take a second each."""
 
@@ -216,6 +217,7 @@ def chains(finished: Run) -> Posterior:
     ).posterior
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [lambda finished: finished.posterior, chains], ids=["npe", "nle"])
 def test_checks_go_on_where_their_draws_were_interrupted(
     of: Callable[[Run], Posterior], finished: Run, tmp_path: Path

@@ -43,6 +43,7 @@ def changed(**sections: Any) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_with_a_symmetry(tmp_path: Path) -> None:
     run = simfer.run(CONFIG, workdir=tmp_path / "run", quiet=True)
     assert isinstance(run.model.posterior, GNPEPosterior)
@@ -118,6 +119,7 @@ def brightest(x):
 """
 
 
+@pytest.mark.slow
 def test_a_run_from_canonical_poses_may_be_attacked(tmp_path: Path) -> None:
     """A pose of one's own is found beside the configuration, and when the run is loaded."""
     (tmp_path / "poses.py").write_text(POSES)

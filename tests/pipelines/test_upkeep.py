@@ -71,6 +71,7 @@ def test_status_tells_counts_reasons_and_size(unlucky: tuple[Path, Run], capsys:
         assert "on disk" in out
 
 
+@pytest.mark.slow
 def test_retry_mends_rows_and_outdates_what_was_made_without_them(
     unlucky: tuple[Path, Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_retry_mends_rows_and_outdates_what_was_made_without_them(
     assert (again.draws != draws).any()
 
 
+@pytest.mark.slow
 def test_verify_names_damage_and_repairs_it(
     finished: Run, copy: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> SimulationStore:
     return simulate(TwoMoons(), ROWS, tmp_path_factory.mktemp("ref") / "s.zarr", seed=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", [Inline(), Processes(1), Processes(2)], ids=["inline", "processes1", "processes2"])
 def test_every_executor_writes_the_same_bytes(reference: SimulationStore, tmp_path: Path, executor: Executor) -> None:
     store = simulate(TwoMoons(), ROWS, tmp_path / "s.zarr", seed=7, executor=executor)

@@ -156,6 +156,7 @@ def _fresh(function: Callable[..., Any], run: Path, **more: Any) -> None:
     function(run, QUIET, dry=True, **more)
 
 
+@pytest.mark.slow
 def test_another_simfer_on_the_node_is_refused(tmp_path: Path) -> None:
     submit(make_job(read_source(TINY)), RunFolder(tmp_path / "run"), QUIET, dry=True)
     Ledger(tmp_path / "run", "0.0.1").add("train", "7")
@@ -167,6 +168,7 @@ def test_another_simfer_on_the_node_is_refused(tmp_path: Path) -> None:
     assert "0.0.1" in note["error"]
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     done = _task(tmp_path, "train")
     assert done.returncode == 2
