@@ -52,7 +52,9 @@ class TestWorkers(WithWorkers):
 
 
 def kills(item: int) -> int:
+    """Not at once: Dask starts no other in the place of a worker that dies before its nanny knows it."""
     if item == 3:
+        time.sleep(3.0)
         os.kill(os.getpid(), signal.SIGKILL)
     return item
 
